@@ -1,0 +1,102 @@
+"""Image bytes to a uint8 tensor of the training size, with crops drawn by position.
+
+JPEG is decoded at the scale that still covers the size needed (libjpeg's scaled decoding through
+Pillow's `draft`). Alpha is composed on white, other modes become RGB, EXIF orientation is applied, an
+animation gives its first frame. Images are hostile: the pixel count is checked from the header first.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+from configs import draws
+
+UInt8Array = npt.NDArray[np.uint8]
+# Pillow's own limit only warns below twice its value, and is global: ours stands in `open_image`.
+Image.MAX_IMAGE_PIXELS = None
+
+
+class UndecodableImage(Exception):
+    """The bytes are not an image that can be used; the text says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTransform:
+    """RandomResizedCrop to `image_size` square pixels.
+
+    `scale` is the range of the crop's share of the area, `ratio` that of its aspect (drawn
+    log-uniformly, as in torchvision and open_clip); (1, 1) for both keeps the largest centred square.
+    """
+
+    image_size: int
+    scale: tuple[float, float]
+    ratio: tuple[float, float]
+    flip: bool
+    max_image_pixels: int
+
+    def __call__(self, data: bytes, seed: int, position: int) -> UInt8Array:
+        """Return [3, image_size, image_size] uint8; raise UndecodableImage."""
+        image = self._open(data)
+        box = self._crop(image.width, image.height, seed, position)
+        size = (self.image_size, self.image_size)
+        image = image.resize(size, Image.Resampling.BICUBIC, box=box)
+        if self.flip and draws.bits(seed, "image/flip", position) & np.uint64(1):
+            image = ImageOps.mirror(image)
+        return np.ascontiguousarray(np.asarray(image, dtype=np.uint8).transpose(2, 0, 1))
+
+    def _open(self, data: bytes) -> Image.Image:
+        try:
+            image = Image.open(io.BytesIO(data))
+            if image.width * image.height > self.max_image_pixels:
+                raise UndecodableImage(
+                    f"{image.width} x {image.height} pixels are more than {self.max_image_pixels:,}"
+                )
+            # A crop of the smallest area must still cover the output after scaled decoding.
+            needed = math.ceil(self.image_size / math.sqrt(self.scale[0]))
+            image.draft("RGB", (needed, needed))
+            return _to_rgb(ImageOps.exif_transpose(image))
+        except UndecodableImage:
+            raise
+        except Exception as error:  # decoders raise OSError, ValueError, SyntaxError, struct.error, ...
+            raise UndecodableImage(f"{type(error).__name__}: {error}") from None
+
+    def _crop(
+        self, width: int, height: int, seed: int, position: int
+    ) -> tuple[float, float, float, float]:
+        """Draw the crop box (left, top, right, bottom) in pixels of the decoded image.
+
+        Ten tries as in torchvision's RandomResizedCrop, then the largest centred box within `ratio`.
+        """
+        uniform = draws.uniform(seed, "image/crop", position, np.arange(40)).reshape(10, 4)
+        low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
+        for area, aspect, x, y in uniform:
+            target = width * height * (self.scale[0] + area * (self.scale[1] - self.scale[0]))
+            ratio = math.exp(low + aspect * (high - low))
+            box_width, box_height = math.sqrt(target * ratio), math.sqrt(target / ratio)
+            if box_width <= width and box_height <= height:
+                left, top = x * (width - box_width), y * (height - box_height)
+                return (left, top, left + box_width, top + box_height)
+        ratio = min(max(width / height, self.ratio[0]), self.ratio[1])
+        box_width, box_height = min(width, height * ratio), min(height, width / ratio)
+        left, top = (width - box_width) / 2, (height - box_height) / 2
+        return (left, top, left + box_width, top + box_height)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I") or image.mode == "F":  # 16-bit and wider: scale to 8 bits
+        wide = np.asarray(image, dtype=np.float64)
+        limit = 65535.0 if wide.max() > 255 else 255.0
+        image = Image.fromarray((wide.clip(0, limit) * (255.0 / limit)).astype(np.uint8))
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")

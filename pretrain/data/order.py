@@ -1,0 +1,84 @@
+"""The order of samples: a pure function of (seed, manifest digest, epoch), the same for every world size.
+
+An epoch permutes the shards, cuts them into windows of `window_shards`, and permutes the samples within
+each window. Position p (samples consumed since the start of the run) is sample p mod N of epoch p div N:
+global batch k is the slice [k B, (k+1) B), rank r of W takes the r-th part of it. So the state is one
+number, an epoch may end inside a batch, and any position is reached at once: the permutation of one
+window is all that is computed.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from configs import draws
+
+Int64Array = npt.NDArray[np.int64]
+
+
+class Place(NamedTuple):
+    """Where the samples at some positions are: shard number in the manifest and row in its index."""
+
+    shard: Int64Array
+    row: Int64Array
+
+
+class SampleOrder:
+    """Maps positions to samples of a dataset of `shard_sizes` samples a shard."""
+
+    def __init__(
+        self, shard_sizes: npt.ArrayLike, *, seed: int, digest: str, window_shards: int
+    ) -> None:
+        self.shard_sizes = np.asarray(shard_sizes, dtype=np.int64)
+        self.num_samples = int(self.shard_sizes.sum())
+        assert self.num_samples > 0, "an empty dataset has no order"
+        self._seed = seed
+        self._digest = digest
+        self._window_shards = window_shards
+        self._epoch_plan = lru_cache(maxsize=2)(self._plan_epoch)
+        self._window_order = lru_cache(maxsize=2)(self._permute_window)
+
+    def locate(self, positions: Int64Array) -> Place:
+        """Return shard and row of each position (any order, any epoch)."""
+        shard = np.empty_like(positions)
+        row = np.empty_like(positions)
+        epochs, offsets = np.divmod(positions, self.num_samples)
+        for epoch in np.unique(epochs):
+            shards, window_starts = self._epoch_plan(int(epoch))
+            windows = np.searchsorted(window_starts, offsets, side="right") - 1
+            for window in np.unique(windows[epochs == epoch]):
+                chosen = (epochs == epoch) & (windows == window)
+                order, starts = self._window_order(int(epoch), int(window))
+                inside = order[offsets[chosen] - window_starts[window]]
+                which = np.searchsorted(starts, inside, side="right") - 1
+                first = int(window) * self._window_shards
+                shard[chosen] = shards[first + which]
+                row[chosen] = inside - starts[which]
+        return Place(shard, row)
+
+    def _purpose(self, what: str) -> str:
+        return f"order/{what}/{self._digest}"
+
+    def _plan_epoch(self, epoch: int) -> tuple[Int64Array, Int64Array]:
+        """Return the epoch's shards in order and the offset at which each window starts."""
+        num_shards = len(self.shard_sizes)
+        shards = draws.permutation(num_shards, self._seed, self._purpose("shards"), epoch)
+        starts = np.concatenate([[0], np.cumsum(self.shard_sizes[shards])])
+        window_starts = starts[:-1][:: self._window_shards]
+        # A window of empty shards starts where the next one does; searchsorted then skips it.
+        return shards, window_starts
+
+    def _permute_window(self, epoch: int, window: int) -> tuple[Int64Array, Int64Array]:
+        """Return the window's permutation and the offset at which each of its shards starts."""
+        shards, _ = self._epoch_plan(epoch)
+        first = window * self._window_shards
+        sizes = self.shard_sizes[shards[first : first + self._window_shards]]
+        starts = np.concatenate([[0], np.cumsum(sizes)])
+        order = draws.permutation(
+            int(starts[-1]), self._seed, self._purpose("samples"), epoch, window
+        )
+        return order, starts[:-1]
