@@ -65,17 +65,22 @@ def published_folder(path: Path | str) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
-        for file in sorted(temporary.rglob("*")):
-            if file.is_dir():
-                fsync_folder(file)
-            else:
-                with open(file, "rb") as handle:
-                    os.fsync(handle.fileno())
-        fsync_folder(temporary)
-        os.rename(temporary, path)
+        publish_folder(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def publish_folder(temporary: Path, path: Path) -> None:
+    """Flush the files of a finished temporary folder and rename it to `path`, which must not exist."""
+    for file in sorted(temporary.rglob("*")):
+        if file.is_dir():
+            fsync_folder(file)
+        else:
+            with open(file, "rb") as handle:
+                os.fsync(handle.fileno())
+    fsync_folder(temporary)
+    os.rename(temporary, path)
     fsync_folder(path.parent)
 
 

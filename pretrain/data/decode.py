@@ -20,6 +20,7 @@ from configs import draws
 UInt8Array = npt.NDArray[np.uint8]
 # Pillow's own limit only warns below twice its value, and is global: ours stands in `open_image`.
 Image.MAX_IMAGE_PIXELS = None
+_NUM_DRAWS = 10 * 4 + 1  # area, aspect, x, y of ten tries; the flip
 
 
 class UndecodableImage(Exception):
@@ -40,13 +41,20 @@ class ImageTransform:
     flip: bool
     max_image_pixels: int
 
-    def __call__(self, data: bytes, seed: int, position: int) -> UInt8Array:
-        """Return [3, image_size, image_size] uint8; raise UndecodableImage."""
+    def draw(self, seed: int, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        """Return the draws [b, 41] of the samples at global `positions` [b]: ten crops, one flip."""
+        return draws.uniform(seed, "image/crop", positions[:, None], np.arange(_NUM_DRAWS)[None, :])
+
+    def __call__(self, data: bytes, drawn: npt.NDArray[np.float64]) -> UInt8Array:
+        """Return [3, image_size, image_size] uint8, cropped by one row of `draw`.
+
+        Raises UndecodableImage.
+        """
         image = self._open(data)
-        box = self._crop(image.width, image.height, seed, position)
+        box = self._crop(image.width, image.height, drawn)
         size = (self.image_size, self.image_size)
         image = image.resize(size, Image.Resampling.BICUBIC, box=box)
-        if self.flip and draws.bits(seed, "image/flip", position) & np.uint64(1):
+        if self.flip and drawn[-1] < 0.5:
             image = ImageOps.mirror(image)
         return np.ascontiguousarray(np.asarray(image, dtype=np.uint8).transpose(2, 0, 1))
 
@@ -67,15 +75,14 @@ class ImageTransform:
             raise UndecodableImage(f"{type(error).__name__}: {error}") from None
 
     def _crop(
-        self, width: int, height: int, seed: int, position: int
+        self, width: int, height: int, drawn: npt.NDArray[np.float64]
     ) -> tuple[float, float, float, float]:
         """Draw the crop box (left, top, right, bottom) in pixels of the decoded image.
 
         Ten tries as in torchvision's RandomResizedCrop, then the largest centred box within `ratio`.
         """
-        uniform = draws.uniform(seed, "image/crop", position, np.arange(40)).reshape(10, 4)
         low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
-        for area, aspect, x, y in uniform:
+        for area, aspect, x, y in drawn[:-1].reshape(-1, 4).tolist():
             target = width * height * (self.scale[0] + area * (self.scale[1] - self.scale[0]))
             ratio = math.exp(low + aspect * (high - low))
             box_width, box_height = math.sqrt(target * ratio), math.sqrt(target / ratio)

@@ -21,10 +21,10 @@ Int64Array = npt.NDArray[np.int64]
 
 
 class Place(NamedTuple):
-    """Where the samples at some positions are: shard number in the manifest and row in its index."""
+    """Where samples are: shard number in the manifest and row in its index, an array or one number."""
 
-    shard: Int64Array
-    row: Int64Array
+    shard: Int64Array | np.int64
+    row: Int64Array | np.int64
 
 
 class SampleOrder:
@@ -59,6 +59,11 @@ class SampleOrder:
                 shard[chosen] = shards[first + which]
                 row[chosen] = inside - starts[which]
         return Place(shard, row)
+
+    def at(self, position: int) -> Place:
+        """Return shard and row (arrays without dimensions) of one position."""
+        place = self.locate(np.asarray([position], dtype=np.int64))
+        return Place(place.shard[0], place.row[0])
 
     def _purpose(self, what: str) -> str:
         return f"order/{what}/{self._digest}"

@@ -1,0 +1,137 @@
+"""Checkpoints: folders published by rename, verified by digest on load (docs/formats.md).
+
+    checkpoints/samples-000000012800/
+        checkpoint.json   engine/ (resume: read only inside the run that wrote it)
+        config.yaml       model/  (evaluation-ready: an open_clip `local-dir:` folder with its tokenizer)
+    checkpoints/latest    one line, written last
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from configs.errors import CheckpointError
+from configs.publish import publish_text, published_folder
+from configs.registry import Config
+
+VERSION = 1
+OPEN_CLIP_CONFIG = "open_clip_config.json"
+OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
+
+
+class CheckpointRecord(Config):
+    """`checkpoint.json`: where the run stood, with what, and the digest of every file."""
+
+    version: int
+    samples_seen: int
+    step: int
+    config_digest: str
+    manifest_digest: str
+    world_size: int
+    threads: int
+    zero_stage: int
+    versions: dict[str, str]
+    files: dict[str, str]
+
+
+def file_digest(path: Path) -> str:
+    """Return `xxh3-128:<hex>` of a file."""
+    state = xxhash.xxh3_128()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            state.update(chunk)
+    return f"xxh3-128:{state.hexdigest()}"
+
+
+def folder_name(samples_seen: int) -> str:
+    """Return the name of the checkpoint at `samples_seen`; names sort by age."""
+    return f"samples-{samples_seen:012d}"
+
+
+def seal(folder: Path, record: dict[str, Any]) -> None:
+    """Write checkpoint.json over all the files of a folder that is not published yet."""
+    files = {
+        str(path.relative_to(folder)): file_digest(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    sealed = CheckpointRecord(version=VERSION, files=files, **record)
+    publish_text(folder / "checkpoint.json", sealed.model_dump_json(indent=2) + "\n")
+
+
+def read_record(folder: Path, *, verify: bool = True) -> CheckpointRecord:
+    """Read checkpoint.json; with `verify`, also check the digest of every file it names."""
+    path = folder / "checkpoint.json"
+    try:
+        record = CheckpointRecord.model_validate_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{folder} is not a checkpoint: it has no checkpoint.json. Expected a folder such as "
+            f"RUN/checkpoints/{folder_name(12800)}, or the run folder itself."
+        ) from None
+    except ValueError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+    if record.version != VERSION:
+        raise CheckpointError(f"{path} is of version {record.version}, this pairmill reads {VERSION}.")
+    for name, digest in record.files.items() if verify else ():
+        member = folder / name
+        if not member.is_file():
+            raise CheckpointError(f"{folder} is damaged: {name} is missing.")
+        if file_digest(member) != digest:
+            raise CheckpointError(f"{folder} is damaged: {name} has changed since it was written.")
+    return record
+
+
+def publish_latest(checkpoints: Path, name: str, *, keep: int) -> None:
+    """Point `latest` at a published checkpoint, then remove all but the newest `keep`."""
+    publish_text(checkpoints / "latest", name + "\n")
+    for old in sorted(checkpoints.glob("samples-*"))[:-keep]:
+        if old.name != name:
+            shutil.rmtree(old)
+
+
+def usable_checkpoints(checkpoints: Path) -> list[Path]:
+    """Return the published checkpoints of a run, newest first."""
+    return sorted((p for p in checkpoints.glob("samples-*") if p.is_dir()), reverse=True)
+
+
+def model_folder(path: Path) -> Path:
+    """Return the open_clip folder that a path means: a run, a checkpoint, or such a folder itself.
+
+    A run means its `latest` checkpoint. Raises CheckpointError with what was expected.
+    """
+    if not path.is_dir():
+        raise CheckpointError(
+            f"there is no folder {path}. Expected a run folder, one of its checkpoints, or a folder "
+            f"with {OPEN_CLIP_CONFIG}."
+        )
+    candidates = [path, path / "model"]
+    for checkpoints in (path / "checkpoints", path):
+        latest = checkpoints / "latest"
+        if latest.is_file():
+            candidates.append(checkpoints / latest.read_text(encoding="utf-8").strip() / "model")
+    for folder in candidates:
+        if (folder / OPEN_CLIP_CONFIG).is_file() and (folder / OPEN_CLIP_WEIGHTS).is_file():
+            return folder
+    raise CheckpointError(
+        f"{path} is not a checkpoint: neither a run with checkpoints/latest, nor a checkpoint with "
+        f"model/, nor an open_clip folder with {OPEN_CLIP_CONFIG} and {OPEN_CLIP_WEIGHTS}."
+    )
+
+
+def export_model(path: Path, destination: Path) -> Path:
+    """Copy the evaluation-ready model that `path` means to a new folder, published by rename."""
+    source = model_folder(path)
+    if destination.exists():
+        raise CheckpointError(f"{destination} exists already; choose another folder to export to.")
+    with published_folder(destination) as temporary:
+        for file in sorted(source.iterdir()):
+            shutil.copyfile(file, temporary / file.name)
+    description = json.loads((destination / OPEN_CLIP_CONFIG).read_text(encoding="utf-8"))
+    assert "model_cfg" in description
+    return destination

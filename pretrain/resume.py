@@ -1,0 +1,159 @@
+"""Save a run and find it again: all ranks write, rank 0 publishes; the newest sound checkpoint wins.
+
+A resumed run must be the same run: its configuration (but for intervals, workers, threads and the
+folder) and its dataset are compared with the checkpoint's. A damaged checkpoint is passed over, loudly.
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import yaml
+
+from configs.errors import CheckpointError
+from configs.load import digest, to_yaml
+from configs.publish import publish_folder, remove_leftovers
+from pretrain import checkpoint
+from pretrain.build import Parts
+from pretrain.config import PretrainConfig
+
+# What may change between the parts of one run: it does not change the result.
+_FREE_KEYS = {"name", "output", "intervals", "data.num_workers", "data.manifest", "engine.num_threads"}
+
+
+def save(config: PretrainConfig, parts: Parts, step_number: int) -> Path:
+    """Publish a checkpoint of the run after `step_number` steps; every rank must call it."""
+    samples_seen = step_number * config.global_batch_size
+    checkpoints = Path(config.output) / "checkpoints"
+    name = checkpoint.folder_name(samples_seen)
+    temporary, final = checkpoints / f".{name}.tmp-saving", checkpoints / name
+    is_first = parts.group.rank == 0
+    if is_first:
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(checkpoints)
+        (temporary / "engine").mkdir(parents=True)
+        (temporary / "model").mkdir()
+    dist.barrier()
+    parts.engine.save(temporary / "engine")
+    random_state = temporary / "engine" / f"random_state_{parts.group.rank}.pt"
+    torch.save(torch.get_rng_state(), random_state)
+    weights = parts.engine.weights()
+    dist.barrier()
+    if is_first:
+        parts.engine.model.save(temporary / "model", weights)
+        parts.tokenizer.save(temporary / "model")
+        (temporary / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+        checkpoint.seal(temporary, _record(config, parts, step_number, samples_seen))
+        if final.exists():  # a damaged one that the run was restarted before
+            shutil.rmtree(final)
+        publish_folder(temporary, final)
+        checkpoint.publish_latest(checkpoints, name, keep=config.intervals.keep_checkpoints)
+    dist.barrier()
+    return final
+
+
+def _record(
+    config: PretrainConfig, parts: Parts, step_number: int, samples_seen: int
+) -> dict[str, Any]:
+    packages = ("torch", "deepspeed", "open_clip_torch", "tokenizers", "numpy")
+    return {
+        "samples_seen": samples_seen,
+        "step": step_number,
+        "config_digest": digest(config),
+        "manifest_digest": parts.manifest.digest,
+        "world_size": parts.group.size,
+        "threads": torch.get_num_threads(),
+        "zero_stage": config.engine.zero_stage,
+        "versions": {"python": platform.python_version(), **{p: version(p) for p in packages}},
+    }
+
+
+def restore(config: PretrainConfig, parts: Parts) -> int:
+    """Load the newest sound checkpoint of the run into its parts; return its step, or 0."""
+    checkpoints = Path(config.output) / "checkpoints"
+    found: list[Any] = [None]
+    if parts.group.rank == 0:
+        try:
+            found = [_newest_sound(config, parts, checkpoints)]
+        except CheckpointError as error:
+            found = [error]
+    dist.broadcast_object_list(found)
+    if isinstance(found[0], CheckpointError):
+        raise found[0]
+    if found[0] is None:
+        return 0
+    folder, step_number = found[0]
+    parts.engine.load(folder / "engine")
+    state = folder / "engine" / f"random_state_{parts.group.rank}.pt"
+    if state.is_file():
+        torch.set_rng_state(torch.load(state, weights_only=True))
+    return int(step_number)
+
+
+def _newest_sound(
+    config: PretrainConfig, parts: Parts, checkpoints: Path
+) -> tuple[Path, int] | None:
+    damaged = []
+    for folder in checkpoint.usable_checkpoints(checkpoints):
+        try:
+            record = checkpoint.read_record(folder)
+        except CheckpointError as error:
+            print(f"WARNING: {error} Going back to the checkpoint before it.", file=sys.stderr)
+            damaged.append(folder)
+            continue
+        _check_same_run(config, parts, folder, record)
+        message = f"continuing {config.name} from {folder} at {record.samples_seen:,} samples"
+        if record.threads != torch.get_num_threads():
+            message += (
+                f"; with {torch.get_num_threads()} threads instead of {record.threads} the rest is "
+                "equal to rounding, not bit for bit"
+            )
+        print(message, file=sys.stderr)
+        return folder, record.step
+    if damaged:
+        raise CheckpointError(
+            f"none of the {len(damaged)} checkpoints in {checkpoints} is sound. "
+            "Restore one, or remove the folder to start from the beginning."
+        )
+    return None
+
+
+def _check_same_run(
+    config: PretrainConfig, parts: Parts, folder: Path, record: checkpoint.CheckpointRecord
+) -> None:
+    stored = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    changes = _differences(stored, config.model_dump(mode="json"))
+    if changes:
+        raise CheckpointError(
+            f"{folder} is of another run: {'; '.join(changes)}. "
+            "Choose another `output`, or go back to the stored values."
+        )
+    if record.manifest_digest != parts.manifest.digest:
+        raise CheckpointError(
+            f"{folder} was trained on another dataset (manifest {record.manifest_digest[:12]}.., now "
+            f"{parts.manifest.digest[:12]}..). Choose another `output`, or restore the dataset."
+        )
+    if record.zero_stage > 0 and record.world_size != parts.group.size:
+        raise CheckpointError(
+            f"{folder} was written by {record.world_size} ranks at ZeRO stage {record.zero_stage} and "
+            f"cannot be continued on {parts.group.size}; start {record.world_size} ranks."
+        )
+
+
+def _differences(stored: Any, now: Any, path: str = "") -> list[str]:
+    if path in _FREE_KEYS or stored == now:
+        return []
+    if isinstance(stored, dict) and isinstance(now, dict):
+        keys = sorted({*stored, *now})
+        parts = [
+            _differences(stored.get(k), now.get(k), f"{path}.{k}" if path else k) for k in keys
+        ]
+        return [change for part in parts for change in part]
+    return [f"{path} was {stored!r}, now {now!r}"]

@@ -1,0 +1,75 @@
+"""What a run says of itself: metrics.jsonl always, TensorBoard, and a line that a person can read.
+
+Rank 0 alone writes. The columns are in docs/formats.md. A resumed run first drops the rows after its
+checkpoint, so that the log of a stopped and continued run is that of an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch.utils.tensorboard import SummaryWriter
+
+from configs.progress import format_duration
+from configs.publish import publish_text
+
+Row = Mapping[str, float]
+
+
+class Telemetry:
+    """Appends one row a logged step."""
+
+    def __init__(self, folder: Path, *, samples_seen: int, total_samples: int) -> None:
+        self._total_samples = total_samples
+        self._path = folder / "metrics.jsonl"
+        self._drop_rows_after(samples_seen)
+        self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 (lives as long as the run)
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=samples_seen)
+
+    def _drop_rows_after(self, samples_seen: int) -> None:
+        if not self._path.exists():
+            return
+        lines = self._path.read_text(encoding="utf-8").splitlines()
+        kept = [line for line in lines if _samples_of(line) <= samples_seen]
+        if len(kept) < len(lines):
+            publish_text(self._path, "".join(f"{line}\n" for line in kept))
+
+    def log(self, row: Row) -> None:
+        """Write one row to every place."""
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+        for name, value in row.items():
+            if name not in {"step", "samples_seen"}:
+                self._board.add_scalar(name, value, int(row["samples_seen"]))
+        print(self._line(row), file=sys.stderr, flush=True)
+
+    def _line(self, row: Row) -> str:
+        seen = int(row["samples_seen"])
+        parts = [
+            f"{seen:,}/{self._total_samples:,} samples ({seen / self._total_samples:.0%})",
+            f"loss {row['loss']:.3f}",
+            f"batch accuracy {row['accuracy_i2t']:.0%}",
+            f"{row['samples_per_second']:,.0f} samples/s",
+            f"data wait {row['data_wait_fraction']:.0%}",
+            f"lr {row['learning_rate']:.2e}",
+            f"ETA {format_duration(row['eta_seconds'])}",
+        ]
+        if row["skipped_samples"]:
+            parts.append(f"{int(row['skipped_samples']):,} bad samples replaced")
+        return ", ".join(parts)
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._file.close()
+        self._board.close()
+
+
+def _samples_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["samples_seen"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf  # a line cut by a kill

@@ -1,0 +1,90 @@
+"""The `pairmill` command: parses the line, imports the one part that it needs, turns errors into exit codes.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 75 stopped on request and worth
+requeueing. stdout carries results, stderr the log.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from configs.errors import PairmillError
+
+COMMANDS = ("curate", "index", "pretrain", "evaluate", "export", "report")
+_DESCRIPTION = (
+    "Raw image-text shards in; a curated dataset, a CLIP model and a scorecard out.\n\n"
+    "  raw shards -> curate -> dataset -> pretrain -> checkpoint -> evaluate -> results -> report"
+)
+_EPILOG = (
+    "CONFIG is a YAML file or the name of one that pairmill ships; key.path=value overrides a key:\n"
+    "  pairmill curate demo/curate seed=1\n"
+    "  pairmill pretrain my_run.yaml --dry-run\n"
+    "`pairmill COMMAND --help` teaches each command."
+)
+_TRACEBACK = "PAIRMILL_TRACEBACK"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="pairmill",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    for name in COMMANDS:
+        module = importlib.import_module(f"tools.commands.{name}")
+        command = commands.add_parser(
+            name,
+            help=module.SUMMARY.rstrip(".").lower(),
+            description=module.SUMMARY,
+            epilog=module.EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code."""
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    if options.version:
+        from importlib.metadata import version
+
+        print(f"pairmill {version('pairmill')}")
+        return 0
+    if options.command is None:
+        parser.print_help()
+        return 2
+    try:
+        code: int = options.run(options)
+        return code
+    except PairmillError as error:
+        if os.environ.get(_TRACEBACK):
+            raise
+        print(f"pairmill {options.command}: {error}", file=sys.stderr)
+        return error.exit_code
+    except ModuleNotFoundError as error:
+        if os.environ.get(_TRACEBACK) or error.name in {"curation", "pretrain", "evaluation", "tools"}:
+            raise
+        print(
+            f"pairmill {options.command}: the package {error.name!r} is not installed. Install what "
+            "this command needs: pip install 'pairmill[all]' (or [pretrain], [evaluate]).",
+            file=sys.stderr,
+        )
+        return 1
+    except KeyboardInterrupt:
+        print(f"pairmill {options.command}: interrupted; the same line continues.", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
