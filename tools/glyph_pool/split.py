@@ -1,0 +1,152 @@
+"""What is trained on and what is held out.
+
+Characters whose drawings are equal in any training face (Latin A, Greek Alpha, Cyrillic A) are linked
+into *groups*; a group is trained on or held out as a whole, so that no held-out drawing is met in
+training under another name. The held-out tenth is the retrieval set `unseen`. The DejaVu Serif family
+is held out for the classification set `serif`, over the characters that training shows in
+>= MIN_TRAINING_FACES faces.
+"""
+
+from __future__ import annotations
+
+import string
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from configs import draws
+from tools.glyph_pool.captions import character_name
+from tools.glyph_pool.fonts import SERIF_FACES, TRAINING_FACES
+
+SEED = 0
+HELD_OUT_FRACTION = 0.1
+MIN_TRAINING_FACES = 5
+LETTERS_AND_DIGITS = frozenset(map(ord, string.ascii_letters + string.digits))
+
+# stem of the face -> code point -> digest of the drawing
+Drawings = Mapping[str, Mapping[int, bytes]]
+Glyph = tuple[str, int]  # stem, code point
+
+
+@dataclass(frozen=True)
+class UnseenCharacter:
+    """One picture of a held-out group, and every code point that this drawing stands for."""
+
+    glyph: Glyph
+    codepoints: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Split:
+    """The glyphs of each part of the pool.
+
+    `serif` pairs a glyph with its label; `class_codepoints[label]` are the characters merged into that
+    class, lowest first, which names it.
+    """
+
+    training: tuple[Glyph, ...]
+    unseen: tuple[UnseenCharacter, ...]
+    serif: tuple[tuple[Glyph, int], ...]
+    class_codepoints: tuple[tuple[int, ...], ...]
+
+    def class_names(self) -> list[str]:
+        """Return the name of each class: that of its lowest code point."""
+        return [character_name(members[0]) for members in self.class_codepoints]
+
+    def letters_and_digits(self) -> list[int]:
+        """Return the labels whose class is named after one of a-z, A-Z, 0-9."""
+        members = self.class_codepoints
+        return [label for label in range(len(members)) if members[label][0] in LETTERS_AND_DIGITS]
+
+
+def link_equal_drawings(drawings: Iterable[Mapping[int, bytes]]) -> list[tuple[int, ...]]:
+    """Return the groups of characters linked by equal drawings, each sorted, by lowest code point."""
+    parent: dict[int, int] = {}
+
+    def root(codepoint: int) -> int:
+        while parent[codepoint] != codepoint:
+            parent[codepoint] = parent[parent[codepoint]]
+            codepoint = parent[codepoint]
+        return codepoint
+
+    first_with: dict[bytes, int] = {}
+    for face in drawings:
+        for codepoint, digest in face.items():
+            parent.setdefault(codepoint, codepoint)
+            a, b = root(codepoint), root(first_with.setdefault(digest, codepoint))
+            parent[max(a, b)] = min(a, b)
+    groups = defaultdict(list)
+    for codepoint in sorted(parent):
+        groups[root(codepoint)].append(codepoint)
+    return [tuple(groups[lowest]) for lowest in sorted(groups)]
+
+
+def _is_held_out(group: tuple[int, ...]) -> bool:
+    return float(draws.uniform(SEED, "glyph_pool/held_out", group[0])) < HELD_OUT_FRACTION
+
+
+def _order(group: tuple[int, ...]) -> tuple[bool, int]:
+    # A limited pool keeps its letters and digits, or its smaller evaluation would be empty.
+    is_common = not LETTERS_AND_DIGITS.isdisjoint(group)
+    return (not is_common, int(draws.bits(SEED, "glyph_pool/limit", group[0])))
+
+
+def split_glyphs(drawings: Drawings, limit: int | None = None) -> Split:
+    """Split all glyphs. `limit` bounds the training glyphs: letters and digits first, then by hash."""
+    training_drawings = [drawings[face.stem] for face in TRAINING_FACES]
+    training: list[Glyph] = []
+    held_out = []
+    for group in sorted(link_equal_drawings(training_drawings), key=_order):
+        if limit is not None and len(training) >= limit:
+            break
+        if _is_held_out(group):
+            held_out.append(group)
+            continue
+        training += [
+            (face.stem, codepoint)
+            for codepoint in group
+            for face in TRAINING_FACES
+            if codepoint in drawings[face.stem]
+        ]
+    training = training[:limit]
+    unseen = tuple(_unseen(group, drawings) for group in sorted(held_out))
+    serif, class_codepoints = _serif_classes(training, drawings)
+    return Split(tuple(training), unseen, serif, class_codepoints)
+
+
+def _unseen(group: tuple[int, ...], drawings: Drawings) -> UnseenCharacter:
+    codepoint = group[0]
+    stems = [face.stem for face in TRAINING_FACES if codepoint in drawings[face.stem]]
+    draw = float(draws.uniform(SEED, "glyph_pool/unseen_face", codepoint))
+    face = drawings[stems[int(draw * len(stems))]]
+    same = tuple(other for other in group if face.get(other) == face[codepoint])
+    return UnseenCharacter((stems[int(draw * len(stems))], codepoint), same)
+
+
+def _serif_classes(
+    training: list[Glyph], drawings: Drawings
+) -> tuple[tuple[tuple[Glyph, int], ...], tuple[tuple[int, ...], ...]]:
+    """Merge the characters that DejaVu Serif's regular face draws alike into one class.
+
+    A glyph of another style whose drawing two classes share (italic Cyrillic te and Latin m) cannot be
+    labelled, and is left out.
+    """
+    num_faces: dict[int, int] = defaultdict(int)
+    for _, codepoint in training:
+        num_faces[codepoint] += 1
+    regular = drawings[SERIF_FACES[0].stem]
+    seen = {c: d for c, d in regular.items() if num_faces.get(c, 0) >= MIN_TRAINING_FACES}
+    classes = link_equal_drawings([seen])
+    label_of = {codepoint: label for label, members in enumerate(classes) for codepoint in members}
+    pictures = []
+    for face in SERIF_FACES:
+        labels_of_drawing = defaultdict(set)
+        for codepoint, digest in drawings[face.stem].items():
+            if codepoint in label_of:
+                labels_of_drawing[digest].add(label_of[codepoint])
+        pictures += [
+            ((face.stem, codepoint), label_of[codepoint])
+            for codepoint, digest in drawings[face.stem].items()
+            if codepoint in label_of and len(labels_of_drawing[digest]) == 1
+        ]
+    return tuple(pictures), tuple(classes)
