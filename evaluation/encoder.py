@@ -1,0 +1,236 @@
+"""A checkpoint as two functions: pictures to features, texts to features.
+
+A checkpoint is one of ours (a run folder or one of its checkpoints), any open_clip folder, or an
+open_clip model with its pretrained tag (`ViT-B-32/openai`, `hf-hub:org/repo`). Preprocessing,
+tokenizer and similarity come with it. Weights are read from safetensors or by torch's weights-only
+loader.
+
+Legend: b a batch, D embedding width.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from configs.errors import CheckpointError, UsageError, did_you_mean
+from evaluation.tar import file_sha256
+from pretrain.checkpoint import file_digest, model_folder, read_record
+from pretrain.model.similarity import CONFIG_FILE, Similarity, similarity_of
+from pretrain.model.tokenizer import TOKENIZER_FILE, Tokenizer
+
+# open_clip must come after pretrain.model, which mends the import of torchvision beside CPU torch.
+import open_clip  # isort: skip
+from open_clip.pretrained import download_pretrained_from_hf  # isort: skip
+from open_clip.transform import PreprocessCfg, image_transform_v2  # isort: skip
+
+# The names and the order in which open_clip looks for weights in a `local-dir:`.
+WEIGHTS_FILES = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "open_clip_pytorch_model.pth",
+    "model.safetensors",
+    "pytorch_model.bin",
+    "pytorch_model.pth",
+    "model.pth",
+)
+HUB, LOCAL = "hf-hub:", "local-dir:"
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a checkpoint's model is: a local folder, or an open_clip name with its tag."""
+
+    checkpoint: str  # as the user named it
+    name: str  # as open_clip names it
+    tag: str | None = None
+    folder: Path | None = None
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A model in evaluation mode with its own preprocessing, tokenizer and similarity."""
+
+    checkpoint: str
+    digest: str  # sha256 of the weights file
+    samples_seen: int | None
+    transform: Callable[[Image.Image], Tensor]
+    similarity: Similarity
+    model: Any
+    tokenizer: Callable[[list[str]], Tensor]
+    device: torch.device
+    precision: str
+
+    def encode_images(self, pixels_b3HW: Tensor) -> Tensor:
+        """Return features [b, D] (float32, on the CPU, not normalized) of preprocessed pixels."""
+        with torch.no_grad(), self._autocast():
+            features_bD = self.model.encode_image(pixels_b3HW.to(self.device))
+        return self._checked(features_bD, "an image")
+
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        """Return text features [b, D] (float32, on the CPU, not normalized)."""
+        tokens = self.tokenizer(list(texts)).to(self.device)
+        with torch.no_grad(), self._autocast():
+            features_bD = self.model.encode_text(tokens)
+        return self._checked(features_bD, "a text")
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if self.precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def _checked(self, features_bD: Tensor, what: str) -> Tensor:
+        features_bD = features_bD.float().cpu()
+        # A comparison with NaN is false, so a ranking of NaN would look perfect.
+        if not bool(torch.isfinite(features_bD).all()):
+            raise CheckpointError(
+                f"{self.checkpoint}: the model gives features that are not finite for {what} "
+                f"(precision {self.precision}). The weights are damaged or training diverged; take "
+                "an "
+                "earlier checkpoint, or precision=fp32."
+            )
+        return features_bD
+
+
+def find_model(checkpoint: str) -> ModelSource:
+    """Say where a checkpoint's model is, without loading it.
+
+    Raises CheckpointError where it is neither a folder with a model nor an open_clip model with
+    weights.
+    """
+    path = Path(checkpoint.removeprefix(LOCAL))
+    if path.exists() or checkpoint.startswith(LOCAL):
+        folder = path if (path / CONFIG_FILE).is_file() else model_folder(path)
+        _weights_file(folder)
+        return ModelSource(checkpoint, f"{LOCAL}{folder.resolve()}", folder=folder)
+    if checkpoint.startswith(HUB):
+        return ModelSource(checkpoint, checkpoint)
+    known = open_clip.list_models()
+    name, _, tag = checkpoint.rpartition("/")
+    if checkpoint.replace("/", "-") in known:
+        name, tag = checkpoint.replace("/", "-"), ""
+    if name not in known:
+        raise CheckpointError(
+            f"there is no checkpoint {checkpoint!r}: neither a path here nor an open_clip model"
+            f"{did_you_mean(name or checkpoint, known)} Expected a run folder, a checkpoint "
+            "folder, a folder with "
+            f"{CONFIG_FILE}, or an open_clip model with its tag, such as ViT-B-32/openai."
+        )
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if tag not in tags:
+        got = f"the tag {tag!r}" if tag else "no tag: its weights would be random"
+        raise CheckpointError(
+            f"open_clip model {name}: got {got}. Expected {name}/TAG with one of: "
+            f"{', '.join(tags) or '(none)'}."
+        )
+    return ModelSource(checkpoint, name, tag=tag)
+
+
+def _weights_file(folder: Path) -> Path:
+    for name in WEIGHTS_FILES:
+        if (folder / name).is_file():
+            return folder / name
+    raise CheckpointError(
+        f"{folder} has {CONFIG_FILE} but no weights; expected {WEIGHTS_FILES[0]} beside it."
+    )
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the torch device of a configured name; `auto` is cuda where there is one, else cpu."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"device: got {name!r}; expected auto, cpu, cuda or cuda:N.") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"device: got {name!r}, but torch sees no CUDA device; use cpu or auto.")
+    return device
+
+
+def load_encoder(checkpoint: str, *, device: str = "auto", precision: str = "fp32") -> Encoder:
+    """Load a checkpoint for evaluation. Raises CheckpointError where that cannot be."""
+    source = find_model(checkpoint)
+    target = choose_device(device)
+    samples_seen = _samples_seen(source.folder)
+    try:
+        model = open_clip.create_model(
+            source.name, pretrained=source.tag, device=target, require_pretrained=True
+        )
+        weights = (
+            _downloaded_weights(source) if source.folder is None else _weights_file(source.folder)
+        )
+        tokenizer = _tokenizer(source)
+    except CheckpointError:
+        raise
+    except Exception as error:  # open_clip, its hub client and safetensors each raise their own
+        raise CheckpointError(
+            f"open_clip could not load {checkpoint!r}: {error}. If it has to be downloaded, check "
+            "the network; "
+            f"a local folder needs {CONFIG_FILE}, weights that fit it, and its tokenizer's files."
+        ) from error
+    model.eval()
+    return Encoder(
+        checkpoint=checkpoint,
+        digest=file_sha256(weights),
+        samples_seen=samples_seen,
+        transform=image_transform_v2(
+            PreprocessCfg(**open_clip.get_model_preprocess_cfg(model)), is_train=False
+        ),
+        similarity=similarity_of(_description(source.folder)),
+        model=model,
+        tokenizer=tokenizer,
+        device=target,
+        precision=precision,
+    )
+
+
+def _downloaded_weights(source: ModelSource) -> Path:
+    """Return the weights file in the download cache, where create_model has just put it."""
+    if source.tag is None:
+        return Path(download_pretrained_from_hf(source.name.removeprefix(HUB)))
+    return Path(
+        open_clip.download_pretrained(open_clip.get_pretrained_cfg(source.name, source.tag))
+    )
+
+
+def _description(folder: Path | None) -> dict[str, Any]:
+    if folder is None:
+        return {}
+    return dict(json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")))
+
+
+def _tokenizer(source: ModelSource) -> Callable[[list[str]], Tensor]:
+    # A foreign folder's tokenizer.json may want cleaning or padding that only open_clip knows of.
+    ours = "pairmill" in _description(source.folder)
+    if ours and source.folder is not None and (source.folder / TOKENIZER_FILE).is_file():
+        return Tokenizer.load(source.folder)
+    tokenizer: Callable[[list[str]], Tensor] = open_clip.get_tokenizer(source.name)
+    return tokenizer
+
+
+def _samples_seen(folder: Path | None) -> int | None:
+    """Read how far training was from the checkpoint.json beside the model folder, if there is one.
+
+    Raises CheckpointError where a file of the model is not the one that was written.
+    """
+    if folder is None or not (folder.parent / "checkpoint.json").is_file():
+        return None
+    record = read_record(folder.parent, verify=False)  # the engine's large files are not read here
+    for file in sorted(folder.iterdir()):
+        written = record.files.get(f"{folder.name}/{file.name}")
+        if written is not None and written != file_digest(file):
+            raise CheckpointError(
+                f"{folder.parent} is damaged: {folder.name}/{file.name} has changed since it was "
+                "written. Take another checkpoint of the run."
+            )
+    return record.samples_seen

@@ -1,0 +1,35 @@
+"""Encoded bytes to RGB pictures. What cannot be decoded is an error with a reason, not a crash."""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+from PIL import Image
+
+from evaluation.tar import MAX_IMAGE_BYTES, Span
+
+
+class UndecodableImageError(Exception):
+    """The bytes are not an image that we read; the text says why."""
+
+
+def read_image(span: Span) -> Image.Image:
+    """Read and decode one image, as RGB.
+
+    Raises UndecodableImageError; a picture of more pixels than Pillow deems safe (89 million) is
+    refused from its header.
+    """
+    if span.num_bytes > MAX_IMAGE_BYTES:
+        raise UndecodableImageError(f"{span.num_bytes:,} bytes are more than {MAX_IMAGE_BYTES:,}")
+    data = span.read()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as image:
+                return image.convert("RGB")
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's decoders raise whatever a hostile file provokes
+        reason = str(error).partition(" <_io")[0] or type(error).__name__
+        raise UndecodableImageError(reason) from None

@@ -1,0 +1,56 @@
+"""Image-text retrieval, R@K in both directions (Karpathy and Fei-Fei, arXiv:1412.2306).
+
+    t2i R@K   share of texts whose image is among the K nearest images
+    i2t R@K   share of images with at least one own caption among the K nearest captions
+
+Legend: n images, m captions.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from evaluation.dataset import RetrievalDataset
+from evaluation.features import Features
+from evaluation.ranking import FeatureScores, Scores, chance, hits, image_standing, text_standing
+from evaluation.statistics import Metric
+
+IntArray = npt.NDArray[np.int64]
+CUTOFFS = (1, 5, 10)
+_TIES = "tied candidates share the credit"
+
+
+def feature_scores(features: Features) -> FeatureScores:
+    """Return the scores of images against captions."""
+    normalize = features.similarity.normalize
+    return FeatureScores(
+        normalize(features.image_nD), normalize(features.text_CD), features.similarity
+    )
+
+
+def metrics(scores: Scores, dataset: RetrievalDataset) -> list[Metric]:
+    """Return t2i_recall@K and i2t_recall@K for K = 1, 5, 10."""
+    return recalls(scores, dataset.image_of_caption_m)
+
+
+def recalls(scores: Scores, image_of_caption_m: IntArray) -> list[Metric]:
+    """Return the recalls of scores [n, m], given the position of each caption's image."""
+    num_images, num_texts = scores.num_images, scores.num_texts
+    image_n = np.arange(num_images)
+    text_place = text_standing(scores, image_of_caption_m, image_n)
+    image_place = image_standing(scores, image_n, image_of_caption_m)
+    one_m = np.ones(num_texts, dtype=np.int64)
+    captions_n = np.bincount(image_of_caption_m, minlength=num_images)
+
+    def t2i(k: int) -> Metric:
+        definition = f"share of texts whose image is among the {k} nearest images; {_TIES}"
+        expected = chance(one_m, num_images, k)
+        return Metric(f"t2i_recall@{k}", definition, expected, hits(text_place, k))
+
+    def i2t(k: int) -> Metric:
+        definition = f"share of images with an own caption among the {k} nearest captions; {_TIES}"
+        expected = chance(captions_n, num_texts, k)
+        return Metric(f"i2t_recall@{k}", definition, expected, hits(image_place, k))
+
+    return [*map(t2i, CUTOFFS), *map(i2t, CUTOFFS)]

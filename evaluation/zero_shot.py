@@ -1,0 +1,50 @@
+"""Zero-shot classification: an image gets the nearest class (CLIP, arXiv:2103.00020).
+
+Class vectors come from features.class_vectors; the scale of the scores changes no metric here.
+
+Legend: n images, C classes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from evaluation.dataset import ClassificationDataset
+from evaluation.features import Features
+from evaluation.ranking import FeatureScores, Scores, chance, hits, image_standing
+from evaluation.statistics import Metric
+
+IntArray = npt.NDArray[np.int64]
+_TIES = "tied classes share the credit"
+
+
+def feature_scores(features: Features) -> FeatureScores:
+    """Return the scores of images against classes."""
+    # Class vectors are as the similarity made them: normalizing is its business.
+    image_nD = features.similarity.normalize(features.image_nD)
+    return FeatureScores(image_nD, features.text_CD, features.similarity)
+
+
+def metrics(scores: Scores, dataset: ClassificationDataset) -> list[Metric]:
+    """Return top1, top5 (where there are at least 5 classes) and mean_per_class_recall."""
+    return accuracies(scores, dataset.labels_n, len(dataset.class_names))
+
+
+def accuracies(scores: Scores, labels_n: IntArray, num_classes: int) -> list[Metric]:
+    """Return the metrics of scores [n, C]; recall is averaged over classes that have an image."""
+    place = image_standing(scores, labels_n, np.arange(num_classes))
+    one_n = np.ones(len(labels_n), dtype=np.int64)
+
+    def top(k: int) -> Metric:
+        definition = f"share of images whose class is among the {k} nearest; {_TIES}"
+        return Metric(f"top{k}", definition, chance(one_n, num_classes, k), hits(place, k))
+
+    recall = Metric(
+        "mean_per_class_recall",
+        f"top1 within each class, mean over the classes that have an image; {_TIES}",
+        1 / num_classes,
+        hits(place, 1),
+        labels_n,
+    )
+    return [top(1), *([top(5)] if num_classes >= 5 else []), recall]
