@@ -1,0 +1,150 @@
+"""The configuration of a curation job; configs/demo/curate.yaml is one."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import Field, PositiveInt, SerializeAsAny, field_validator
+
+from configs.errors import UsageError
+from configs.registry import Config, Tagged, Variant
+from curation.balancing import balancers
+from curation.filters import filters
+from curation.scan import DEFAULT_MAX_IMAGE_PIXELS, InputShard
+from curation.sources import find_shards
+
+Stage = Literal["scan", "decide", "write", "report"]
+STAGES: tuple[Stage, ...] = ("scan", "decide", "write", "report")
+# A name becomes a folder's name.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
+
+class SourceConfig(Config):
+    """Some shards that belong together."""
+
+    name: Name
+    shards: str | tuple[str, ...] = Field(
+        description="folder, glob, brace pattern, or a list of those"
+    )
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """The patterns, sorted: their order means nothing."""
+        return tuple(sorted({self.shards} if isinstance(self.shards, str) else set(self.shards)))
+
+    @field_validator("shards")
+    @classmethod
+    def _some(cls, shards: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if not shards or (not isinstance(shards, str) and not all(shards)):
+            raise ValueError("expected a folder, a glob, a brace pattern, or a list of those")
+        return shards
+
+
+class WriteConfig(Config):
+    """How the kept samples are laid out."""
+
+    samples_per_shard: PositiveInt = 10_000
+    shards_per_block: PositiveInt = Field(
+        256, description="input shards whose samples are shuffled together"
+    )
+    shuffle: Literal["block"] = "block"
+
+
+class EngineConfig(Config):
+    """Where the work runs. Changes nothing in the result."""
+
+    num_workers: PositiveInt | None = Field(None, description="null: all CPUs")
+    address: str | None = Field(
+        None, description="a Ray cluster; null: RAY_ADDRESS, else one is started here"
+    )
+
+
+class CurateConfig(Config):
+    """Everything that a curation job needs to know."""
+
+    name: str
+    seed: int = 0
+    output: str = Field(description="the dataset folder to make")
+    index_dir: str | None = Field(
+        None, description="where indexes go; null: beside the tars. For read-only inputs"
+    )
+    sources: Annotated[tuple[SourceConfig, ...], Field(min_length=1)]
+    rules: tuple[Annotated[SerializeAsAny[Variant], Tagged(filters, balancers)], ...] = ()
+    write: WriteConfig = WriteConfig()
+    stages: tuple[Stage, ...] = STAGES
+    engine: EngineConfig = EngineConfig()
+    max_image_pixels: PositiveInt = Field(
+        DEFAULT_MAX_IMAGE_PIXELS, description="more than these in a header: too many pixels"
+    )
+
+    @field_validator("rules")
+    @classmethod
+    def _balancer_last(cls, rules: tuple[Variant, ...]) -> tuple[Variant, ...]:
+        early = [f"rules.{i} ({r.name})" for i, r in enumerate(rules[:-1]) if r.name in balancers]
+        if early:
+            raise ValueError(
+                f"a balancer must be the last rule: it counts what all others have left. "
+                f"Move {', '.join(early)} to the end; there can be one only"
+            )
+        return rules
+
+    @field_validator("sources")
+    @classmethod
+    def _unique_names(cls, sources: tuple[SourceConfig, ...]) -> tuple[SourceConfig, ...]:
+        twice = [name for name, n in Counter(source.name for source in sources).items() if n > 1]
+        if twice:
+            raise ValueError(f"two sources are called {twice[0]!r}; a name must be unique")
+        return sources
+
+    @property
+    def work_dir(self) -> Path:
+        """Where decisions and partial results lie: beside the dataset folder."""
+        output = Path(self.output)
+        return output.with_name(f"{output.name}.work")
+
+    def rule_labels(self) -> list[str]:
+        """Return the rules' names in order; a filter that comes again gets a number."""
+        seen: Counter[str] = Counter()
+        labels = []
+        for rule in self.rules:
+            seen[rule.name] += 1
+            again = seen[rule.name]
+            labels.append(rule.name if again == 1 else f"{rule.name}_{again}")
+        return labels
+
+    def recipe(self) -> str:
+        """Return as YAML what the result depends on: all but where it goes and how it is run."""
+        tree = self.model_dump(mode="json", exclude={"output", "index_dir", "stages", "engine"})
+        for section, source in zip(tree["sources"], self.sources, strict=True):
+            patterns = source.patterns
+            section["shards"] = patterns[0] if len(patterns) == 1 else list(patterns)
+        tree["sources"].sort(key=lambda section: section["name"])
+        return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+
+    def digest(self) -> str:
+        """Return the sha256 of the recipe."""
+        return hashlib.sha256(self.recipe().encode()).hexdigest()
+
+
+def find_inputs(config: CurateConfig) -> list[InputShard]:
+    """Return the shards of all sources in canonical order: by source name, then path.
+
+    Raises:
+        UsageError: a pattern matches nothing, or one tar belongs to two sources.
+    """
+    index_dir = Path(config.index_dir) if config.index_dir else None
+    shards: list[InputShard] = []
+    owner: dict[Path, str] = {}
+    for source in sorted(config.sources, key=lambda source: source.name):
+        for shard in find_shards(source.name, source.patterns, index_dir=index_dir):
+            if owner.setdefault(shard.path, source.name) != source.name:
+                raise UsageError(
+                    f"{shard.path} belongs to two sources, {owner[shard.path]!r} and "
+                    f"{source.name!r}. A shard can have one only: narrow a pattern."
+                )
+            shards.append(shard)
+    return shards

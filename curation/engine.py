@@ -1,0 +1,155 @@
+"""Run one function over many tasks with Ray: the only file that imports it.
+
+    with Engine(config.engine) as engine:
+        for position, result in engine.map(scan_shard, tasks, label="scan"):
+            ...
+
+Tasks and results are small plain objects; what is large lies in files. Results come as they complete,
+so whatever is made of them must not depend on their order.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, Protocol, Self, TypeVar
+
+import ray
+import ray.exceptions
+
+from configs.errors import DataError, PairmillError
+from configs.progress import progress
+from curation.config import EngineConfig
+
+# Nothing large passes through the object store; Ray would take a third of the memory for it.
+_OBJECT_STORE_BYTES = 100 * 1024 * 1024
+_MAX_RETRIES = 3
+
+
+class Counted(Protocol):
+    """A result that says how many samples it stands for."""
+
+    @property
+    def num_samples(self) -> int: ...  # noqa: D102
+
+
+Task = TypeVar("Task")
+Result = TypeVar("Result", bound=Counted)
+
+
+class _Failed:
+    """A task's error, carried back as a value: Ray would wrap it in a page of traceback."""
+
+    def __init__(self, error: PairmillError) -> None:
+        self.error = error
+
+
+def _run(function: Callable[[Any], Any], task: Any) -> Any:
+    try:
+        return function(task)
+    except PairmillError as error:
+        return _Failed(error)
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        text = f"{task}: {error.strerror or error}{where}. Mend that, and run the same line again."
+        return _Failed(DataError(text))
+
+
+class Engine:
+    """A Ray cluster to run tasks on: joined, or started on this machine and shut down after."""
+
+    def __init__(self, config: EngineConfig | None = None) -> None:
+        self._config = config or EngineConfig()
+        self._is_mine = False
+
+    def __enter__(self) -> Self:
+        if not ray.is_initialized():
+            self._start()
+        self._remote = ray.remote(_run).options(num_cpus=1, max_retries=_MAX_RETRIES)
+        return self
+
+    def _start(self) -> None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        address = self._config.address or os.environ.get("RAY_ADDRESS") or "local"
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+        if address == "local":
+            quiet |= {
+                "include_dashboard": False,
+                "num_cpus": self._config.num_workers,
+                "object_store_memory": _OBJECT_STORE_BYTES,
+            }
+        try:
+            ray.init(address=address, **quiet)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise DataError(
+                f"Ray cannot be started or joined at {address!r}: {error}. Set engine.address or "
+                "RAY_ADDRESS to a running cluster, or unset both to start one here."
+            ) from None
+        self._is_mine = True
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        if self._is_mine:
+            ray.shutdown()
+
+    def map(
+        self,
+        function: Callable[[Task], Result],
+        tasks: Sequence[Task],
+        *,
+        label: str,
+        unit: str = "shards",
+    ) -> Iterator[tuple[int, Result]]:
+        """Yield (position of the task, its result) as the tasks complete, with a progress bar.
+
+        At most num_workers tasks run at once. A task whose worker dies is run again, three times.
+
+        Raises:
+            PairmillError: what a task raised.  DataError: a task's workers keep dying, or its files
+                cannot be read or written.
+        """
+        workers = self._config.num_workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        # One task in reserve for each worker, where Ray itself holds the number of workers.
+        window = workers if not self._is_mine and self._config.num_workers else 2 * workers
+        waiting = iter(enumerate(tasks))
+        running: dict[Any, int] = {}
+        with progress(label, total=len(tasks), unit=unit) as bar:
+            try:
+                while True:
+                    while len(running) < window and (following := next(waiting, None)):
+                        position, task = following
+                        running[self._remote.remote(function, task)] = position
+                    if not running:
+                        return
+                    done, _ = ray.wait(list(running), num_returns=1)
+                    position = running.pop(done[0])
+                    result = self._result(done[0], tasks[position], label)
+                    bar.advance(1, samples=result.num_samples)
+                    yield position, result
+            finally:
+                for left in running:
+                    ray.cancel(left, force=False)
+
+    def _result(self, reference: Any, task: Any, label: str) -> Any:
+        try:
+            result = ray.get(reference)
+        except (
+            ray.exceptions.RayTaskError
+        ) as error:  # a bug of ours: keep its traceback, name the task
+            error.add_note(f"in {label} of {task}")
+            raise
+        except ray.exceptions.RayError as error:
+            raise DataError(
+                f"{label} of {task}: its worker died {_MAX_RETRIES + 1} times "
+                f"({type(error).__name__}). Too little memory, or a file that crashes a library: "
+                "look at the node's memory, or leave that shard out. The same line continues the job."
+            ) from None
+        if isinstance(result, _Failed):
+            raise result.error
+        return result

@@ -1,0 +1,36 @@
+"""Drop images that are too small or too elongated."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from curation.filters.base import Filter, Judgement, filters, first_reason
+
+
+@filters.register("image_size")
+def image_size(
+    *,
+    min_side: Annotated[int, Field(ge=0)] = 0,
+    max_aspect: Annotated[float, Field(ge=1)] | None = None,
+) -> Filter:
+    """Keep images whose shorter side has min_side pixels and whose longer is <= max_aspect times it.
+
+    Sides are those of the stored image, before any resize. DataComp's basic filter (arXiv:2304.14108,
+    its released code) is min_side: 200, max_aspect: 3.0.
+    """
+
+    def judge(samples: pa.Table) -> Judgement:
+        width, height = samples["width"].to_numpy(), samples["height"].to_numpy()
+        shorter, longer = np.minimum(width, height), np.maximum(width, height)
+        aspect = longer / shorter
+        tests = [("side too short", shorter < min_side)]
+        if max_aspect is not None:
+            tests.append(("too elongated", aspect > max_aspect))
+        values = {"min_side": pa.array(shorter, pa.int32()), "aspect": pa.array(aspect)}
+        return Judgement(values, first_reason(len(shorter), tests))
+
+    return judge

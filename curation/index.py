@@ -1,0 +1,125 @@
+"""The index of a shard: one Parquet file a tar, one row a sample (docs/formats.md, "Index").
+
+It makes a tar randomly accessible and every later decision a column operation. scan.py makes it
+from a tar, write.py while writing one; the trainer and the later stages read it here.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from configs.errors import DataError
+from configs.publish import published_file
+
+VERSION = 1
+_METADATA_KEY = b"pairmill"
+
+SCHEMA = pa.schema(
+    [
+        ("uid", pa.binary(16)),
+        ("key", pa.string()),
+        ("caption", pa.string()),
+        ("image_ext", pa.string()),
+        ("image_offset", pa.int64()),
+        ("image_size", pa.int64()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("member_ext", pa.list_(pa.string())),
+        ("member_start", pa.list_(pa.int64())),
+        ("member_offset", pa.list_(pa.int64())),
+        ("member_size", pa.list_(pa.int64())),
+        ("problem", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexInfo:
+    """What an index says about its shard as a whole."""
+
+    source: str
+    shard: str  # path relative to the root of its source
+    num_bytes: int  # of the tar
+    num_samples: int
+    unreadable: dict[str, int] = field(default_factory=dict)  # problem -> samples
+    ignored_members: int = 0
+    damage: str | None = None  # what broke the tar, and at which byte
+    max_image_pixels: int | None = None  # the limit that the scan used
+    plan: str | None = None  # of a shard that write.py made: the digest of what decided its content
+    digest: str | None = None  # of a shard that write.py made: xxh3-128 of the tar
+    version: int = VERSION
+
+
+def index_path(shard: Path | str) -> Path:
+    """Return where the index of a tar lies: `00000.tar` has `00000.index.parquet` beside it."""
+    shard = Path(shard)
+    return shard.with_name(shard.name.removesuffix(".tar") + ".index.parquet")
+
+
+def write_index(path: Path, samples: pa.Table, info: IndexInfo) -> None:
+    """Publish the index of one shard; `samples` has the columns of SCHEMA."""
+    metadata = {_METADATA_KEY: json.dumps(asdict(info), sort_keys=True).encode()}
+    with published_file(path) as file:
+        pq.write_table(samples.replace_schema_metadata(metadata), file, compression="zstd")
+
+
+def info_of(schema: pa.Schema) -> IndexInfo | None:
+    """Return what an index's schema says of its shard; None: no index of this version."""
+    try:
+        fields = json.loads((schema.metadata or {})[_METADATA_KEY])
+        return IndexInfo(**fields) if fields["version"] == VERSION else None
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def read_index_info(path: Path) -> IndexInfo | None:
+    """Return what the index file `path` says about its shard; None where there is no usable one."""
+    try:
+        schema = pq.read_schema(path)
+    except (OSError, pa.ArrowException):
+        return None
+    if set(SCHEMA.names) - set(schema.names):
+        return None
+    return info_of(schema)
+
+
+def read_index(shard_path: Path | str, columns: list[str] | None = None) -> pa.Table:
+    """Return the index of a tar: one row a sample, in tar order.
+
+    Raises:
+        DataError: there is no index beside the tar, or it is not one.
+    """
+    return read_index_file(index_path(shard_path), columns)
+
+
+def read_index_file(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """Return the index in the file `path`, all its columns or those named, in their order."""
+    if not path.is_file():
+        raise DataError(
+            f"{path}: there is no such index. Every shard needs one beside it: "
+            f"make it with `pairmill index {path.parent}`."
+        )
+    try:
+        table = pq.read_table(path, columns=columns, partitioning=None)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(_broken(path, str(error))) from None
+    missing = [name for name in columns or SCHEMA.names if name not in table.column_names]
+    if missing or info_of(table.schema) is None:
+        lacks = f"it lacks {', '.join(missing)}" if missing else f"it is not of version {VERSION}"
+        raise DataError(_broken(path, lacks))
+    return table.combine_chunks()
+
+
+def _broken(path: Path, why: str) -> str:
+    return f"{path} is not a readable index ({why}). Remove it, and `pairmill index` makes it anew."
+
+
+def table_of_rows(rows: list[dict[str, Any]], schema: pa.Schema = SCHEMA) -> pa.Table:
+    """Build a table from one dict a row."""
+    return pa.Table.from_pylist(rows, schema=schema)
