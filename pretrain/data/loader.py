@@ -22,7 +22,7 @@ from configs.errors import DataError
 from curation.manifest import Manifest
 from pretrain.data.decode import ImageTransform, UndecodableImage
 from pretrain.data.order import Place, SampleOrder
-from pretrain.data.reader import ShardReader
+from pretrain.data.reader import RawSample, ShardReader, UnusableSample
 from pretrain.model.tokenizer import Tokenizer
 from pretrain.reduction.image import random_patches
 
@@ -83,9 +83,11 @@ class BatchDataset(Dataset[Batch]):
         """Read, decode and tokenize the local part of global batch `step`."""
         if self._order is None or self._reader is None:
             manifest, plan = self._manifest, self._plan
-            sizes = [shard.num_samples for shard in manifest.shards]
             self._order = SampleOrder(
-                sizes, seed=plan.seed, digest=manifest.digest, window_shards=plan.window_shards
+                manifest.samples_per_shard,
+                seed=plan.seed,
+                digest=manifest.digest,
+                window_shards=plan.window_shards,
             )
             self._reader = ShardReader(manifest, max_open_shards=2 * plan.window_shards)
         plan = self._plan
@@ -113,17 +115,27 @@ class BatchDataset(Dataset[Batch]):
         assert self._reader is not None
         assert self._order is not None
         for attempt in range(_MAX_REPLACEMENTS):
-            sample = self._reader.read(int(place.shard), int(place.row))
             try:
-                return self._transform(sample.image, drawn), sample.caption, sample.key
-            except UndecodableImage as error:
-                bad.append(BadSample(position, sample.key, str(error)))
+                sample = self._reader.read(int(place.shard), int(place.row))
+                image = self._decode(sample, drawn)
+                return image, sample.caption, sample.key
+            except UnusableSample as error:
+                bad.append(BadSample(position, error.key, error.problem))
             word = draws.bits(self._plan.seed, "loader/replacement", position, attempt)
             place = self._order.at(int(word) % self._order.num_samples)
         raise DataError(
             f"{_MAX_REPLACEMENTS} samples in a row could not be decoded, the last one "
             f"{bad[-1].key} ({bad[-1].problem}). Curate the dataset: most of its images are damaged."
         )
+
+
+    def _decode(
+        self, sample: RawSample, drawn: npt.NDArray[np.float64]
+    ) -> npt.NDArray[np.uint8]:
+        try:
+            return self._transform(sample.image, drawn)
+        except UndecodableImage as error:
+            raise UnusableSample(sample.key, str(error)) from None
 
 
 class _Steps(Sampler[int]):

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from configs.errors import DataError
 from curation.manifest import Manifest, read_index
 
-_COLUMNS = ["key", "caption", "image_offset", "image_size"]
+_COLUMNS = ["key", "caption", "image_offset", "image_size", "problem"]
 
 
 class RawSample(NamedTuple):
@@ -25,6 +25,15 @@ class RawSample(NamedTuple):
     key: str
     caption: str
     image: bytes
+
+
+class UnusableSample(Exception):
+    """A sample that cannot be trained on: which, and why. It is replaced and counted, never fatal."""
+
+    def __init__(self, key: str, problem: str) -> None:
+        super().__init__(f"{key}: {problem}")
+        self.key = key
+        self.problem = problem
 
 
 @dataclass
@@ -43,9 +52,17 @@ class ShardReader:
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
 
     def read(self, shard: int, row: int) -> RawSample:
-        """Return the sample in `row` of shard number `shard`; raise DataError where it is not there."""
+        """Return the sample in `row` of shard number `shard`.
+
+        Raises:
+            UnusableSample: the index says that this sample cannot be read.
+            DataError: the shard is missing, cut, or not what the manifest says.
+        """
         opened = self._shard(shard)
         columns = opened.columns
+        name = f"{opened.path.name}:{columns['key'][row]}"
+        if columns["problem"][row] is not None:
+            raise UnusableSample(name, columns["problem"][row])
         size = columns["image_size"][row]
         image = os.pread(opened.descriptor, size, columns["image_offset"][row])
         if len(image) != size:
@@ -53,7 +70,7 @@ class ShardReader:
                 f"{opened.path}: got {len(image)} of the {size} bytes of sample "
                 f"{columns['key'][row]!r}; the file was cut after it was opened."
             )
-        return RawSample(f"{opened.path.name}:{columns['key'][row]}", columns["caption"][row], image)
+        return RawSample(name, columns["caption"][row], image)
 
     def _shard(self, shard: int) -> _OpenShard:
         if shard in self._open:
