@@ -99,20 +99,27 @@ def _nearest(row_1m: Tensor) -> list[tuple[int, float]]:
     return [(int(i), round(float(row[i]), 6)) for i in order]
 
 
+def read_examples(folder: Path) -> list[Json]:
+    """Return the examples that stand in a folder; none where nothing was published yet."""
+    path = folder / EXAMPLES_FILE
+    if not path.exists():
+        return []
+    try:
+        examples: list[Json] = json.loads(path.read_text(encoding="utf-8"))
+        sorted(examples, key=_order)
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(
+            f"{path} is not a list of retrieval examples ({error!r}). Move the file away, or "
+            "choose another `output`."
+        ) from None
+    return examples
+
+
 def publish_examples(folder: Path, new: Sequence[Json]) -> Path:
     """Merge the examples into the folder's examples.json; those of other checkpoints stay."""
     path = folder / EXAMPLES_FILE
-    old: list[Json] = []
-    if path.exists():
-        try:
-            old = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise DataError(
-                f"{path} is not valid JSON ({error}). Move the file away, or choose another "
-                "`output`."
-            ) from None
     replaced = {_order(example) for example in new}
-    kept = [example for example in old if _order(example) not in replaced]
+    kept = [example for example in read_examples(folder) if _order(example) not in replaced]
     merged = sorted([*kept, *new], key=_order)
     publish_text(path, json.dumps(merged, ensure_ascii=False, indent=1) + "\n")
     return path

@@ -74,6 +74,12 @@ def read_results(path: Path) -> list[Result]:
     return results
 
 
+def read_published(folder: Path) -> list[Result]:
+    """Return the rows that stand in a folder; none where nothing was published yet."""
+    path = folder / RESULTS_FILE
+    return read_results(path) if path.exists() else []
+
+
 def merge(old: Iterable[Result], new: Sequence[Result]) -> list[Result]:
     """Return both, sorted; new rows replace the old of their checkpoint, dataset and task."""
     replaced = {row.order for row in new}
@@ -84,14 +90,13 @@ def merge(old: Iterable[Result], new: Sequence[Result]) -> list[Result]:
 def publish_results(folder: Path, new: Sequence[Result]) -> Path:
     """Merge the rows into the folder's results.jsonl; rows of other checkpoints stay."""
     path = folder / RESULTS_FILE
-    old = read_results(path) if path.exists() else []
-    rows = merge(old, new)
+    rows = merge(read_published(folder), new)
     publish_text(path, "".join(row.model_dump_json() + "\n" for row in rows))
     return path
 
 
 def table(results: Sequence[Result]) -> str:
-    """Return the rows as a table for people; the baseline stands beside each checkpoint's values."""
+    """Return the rows as a table for people, the baseline's value beside each checkpoint's."""
     beside = {
         (row.dataset, row.task, row.metric): row.value
         for row in results

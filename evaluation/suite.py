@@ -21,7 +21,7 @@ from evaluation import retrieval, zero_shot
 from evaluation.config import EvaluateConfig, PixelBaselineConfig
 from evaluation.dataset import AnyDataset, ClassificationDataset, load_dataset
 from evaluation.encoder import Encoder, choose_device, find_model, load_encoder
-from evaluation.examples import publish_examples, retrieval_examples
+from evaluation.examples import publish_examples, read_examples, retrieval_examples
 from evaluation.features import EncodeOptions, Features, encode_dataset
 from evaluation.pixel_baseline import (
     CaptionScores,
@@ -31,7 +31,7 @@ from evaluation.pixel_baseline import (
     reference_tars,
 )
 from evaluation.ranking import Scores
-from evaluation.result import BASELINE, Result, publish_results, software_version
+from evaluation.result import BASELINE, Result, publish_results, read_published, software_version
 from evaluation.statistics import Metric, intervals
 
 
@@ -86,6 +86,9 @@ def _check(config: EvaluateConfig, checkpoints: Sequence[str]) -> None:
         find_model(checkpoint)
     if config.baseline is not None:
         reference_tars(config.baseline.reference)
+    # What stands there is merged with at the end: better known now than after the work.
+    read_published(config.output_folder)
+    read_examples(config.output_folder)
 
 
 def _metrics(scores: Scores, dataset: AnyDataset) -> list[Metric]:
