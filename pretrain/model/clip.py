@@ -72,8 +72,8 @@ class ClipModel(nn.Module):
         self.patches = self.clip.visual.patch_dropout = PatchGather()
         mean = torch.tensor(open_clip.OPENAI_DATASET_MEAN).view(1, 3, 1, 1)
         std = torch.tensor(open_clip.OPENAI_DATASET_STD).view(1, 3, 1, 1)
-        self.register_buffer("mean", mean * 255, persistent=False)
-        self.register_buffer("std", std * 255, persistent=False)
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
 
     @property
     def image_size(self) -> int:
@@ -95,7 +95,8 @@ class ClipModel(nn.Module):
     ) -> Features:
         """Encode uint8 images and token ids; with `kept_bK`, only those patches of each image."""
         weight = self.clip.visual.conv1.weight
-        pixels = ((image_b3HW.to(torch.float32) - self.mean) / self.std).to(weight.dtype)
+        # The operations of torchvision's ToTensor and Normalize, in their order: bit-equal features.
+        pixels = ((image_b3HW.to(torch.float32) / 255 - self.mean) / self.std).to(weight.dtype)
         self.patches.kept_bK = kept_bK
         try:
             image_bD = self.clip.encode_image(pixels)

@@ -1,0 +1,187 @@
+"""The trainer on real DeepSpeed: stop and resume, one rank and two, damaged checkpoints, signals."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from configs.errors import CheckpointError, ConfigError
+from configs.load import to_yaml
+from pretrain.checkpoint import model_folder, read_record
+from tests.pretrain.conftest import make_config, run_ranks
+
+pytestmark = [pytest.mark.distributed, pytest.mark.filterwarnings("ignore")]
+
+TIMES = {"samples_per_second", "data_wait_fraction", "eta_seconds", "seconds", "peak_memory_bytes"}
+TRAIN = textwrap.dedent(
+    """
+    import sys
+    from configs.load import load_config
+    from pretrain.config import PretrainConfig
+    from pretrain.train import pretrain
+    config_file, stop_at = sys.argv[1], int(sys.argv[2])
+    outcome = pretrain(load_config(config_file, PretrainConfig), stop=lambda step: step == stop_at)
+    assert outcome.finished == (stop_at == 0)
+    """
+)
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    loaded = load_file(model_folder(run) / "open_clip_model.safetensors")
+    return {name: tensor.clone() for name, tensor in loaded.items()}  # not a view of the file
+
+
+def rows(run: Path) -> list[dict[str, float]]:
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def train(config, world_size: int = 1, stop_at: int = 0) -> Path:
+    path = Path(config.output).with_suffix(".yaml")
+    path.write_text(to_yaml(config))
+    run_ranks(TRAIN, world_size, str(path), str(stop_at))
+    return Path(config.output)
+
+
+@pytest.mark.parametrize(("zero_stage", "world_size"), [(0, 1), (1, 2)])
+def test_stopped_and_resumed_equals_uninterrupted(
+    dataset, model_file, tmp_path, zero_stage, world_size
+):
+    engine = {"zero_stage": zero_stage, "num_threads": 1}
+    whole = train(make_config(dataset, model_file, tmp_path / "whole", engine=engine), world_size)
+    config = make_config(dataset, model_file, tmp_path / "parts", engine=engine)
+    train(config, world_size, stop_at=4)
+    assert read_record(tmp_path / "parts/checkpoints/samples-000000000064").step == 4
+    parts = train(config, world_size)
+    assert equal(weights(whole), weights(parts))
+    assert rows(whole) == rows(parts)
+    assert [row["step"] for row in rows(parts)] == list(range(1, 11))
+
+
+def test_training_lowers_the_loss_and_one_rank_and_two_end_with_the_same_model(
+    dataset, model_file, tmp_path
+):
+    one = train(make_config(dataset, model_file, tmp_path / "one", samples=480))
+    two = train(make_config(dataset, model_file, tmp_path / "two", samples=480), world_size=2)
+    losses = [row["loss"] for row in rows(one)]
+    assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
+    assert rows(one)[0]["loss"] == pytest.approx(rows(two)[0]["loss"], rel=1e-6)
+    for name, tensor in weights(one).items():  # Adam magnifies rounding: closeness, not equality
+        torch.testing.assert_close(tensor, weights(two)[name], atol=2e-3, rtol=0)
+
+
+GRADIENTS = textwrap.dedent(
+    """
+    import sys, torch
+    from configs.load import load_config
+    from pretrain.build import build_parts
+    from pretrain.config import PretrainConfig
+
+    parts = build_parts(load_config(sys.argv[1], PretrainConfig))
+    batch = parts.dataset[0]
+    features = parts.engine.forward(batch.image_b3HW, batch.token_bL, batch.kept_bK)
+    loss = parts.objective(features, similarity=parts.engine.model.similarity, group=parts.group)
+    parts.engine.backward(loss.loss)
+    gradients = parts.engine.gradients()
+    if parts.group.rank == 0:
+        torch.save(gradients, sys.argv[2])
+    """
+)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1])
+def test_gradients_through_deepspeed_do_not_depend_on_the_number_of_ranks(
+    dataset, model_file, tmp_path, zero_stage
+):
+    engine = {"zero_stage": zero_stage, "num_threads": 1}
+    config = make_config(dataset, model_file, tmp_path / "run", engine=engine)
+    (tmp_path / "run.yaml").write_text(to_yaml(config))
+    found = []
+    for world_size in (1, 2):
+        file = tmp_path / f"{world_size}.pt"
+        run_ranks(GRADIENTS, world_size, str(tmp_path / "run.yaml"), str(file))
+        found.append(torch.load(file, weights_only=True))
+    one, two = found
+    norm = torch.cat([gradient.flatten() for gradient in one.values()]).norm()
+    assert norm > 1e-2
+    difference = torch.cat([(one[name] - two[name]).flatten() for name in one]).norm()
+    assert difference / norm <= 2e-6
+
+
+def test_a_damaged_checkpoint_falls_back_loudly_to_the_one_before(dataset, model_file, tmp_path):
+    intervals = {"log_samples": 16, "checkpoint_samples": 48, "keep_checkpoints": 9}
+    config = make_config(dataset, model_file, tmp_path / "run", intervals=intervals)
+    run = train(config)
+    before = weights(run)
+    newest = run / "checkpoints/samples-000000000160"
+    weights_file = newest / "model/open_clip_model.safetensors"
+    data = bytearray(weights_file.read_bytes())
+    data[len(data) // 2] ^= 1
+    weights_file.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"damaged: model/open_clip_model\.safetensors has changed"):
+        read_record(newest)
+    train(config)
+    assert equal(before, weights(run))
+    assert read_record(newest).step == 10
+
+
+def test_a_run_is_not_continued_with_another_configuration(dataset, model_file, tmp_path):
+    train(make_config(dataset, model_file, tmp_path / "run"), stop_at=2)
+    changed = make_config(dataset, model_file, tmp_path / "run", seed=4, samples=320)
+    path = tmp_path / "changed.yaml"
+    path.write_text(to_yaml(changed))
+    done = subprocess.run(
+        [sys.executable, "-m", "tools.cli", "pretrain", str(path)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "is of another run: samples was 160, now 320; seed was 3, now 4" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_saves_and_exits_with_75_and_the_same_line_finishes(
+    dataset, model_file, tmp_path, number
+):
+    config = make_config(dataset, model_file, tmp_path / "run", samples=16_000)
+    path = tmp_path / "run.yaml"
+    path.write_text(to_yaml(config))
+    command = [sys.executable, "-m", "tools.cli", "pretrain", str(path)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    for line in process.stderr:
+        if "160/16,000 samples" in line:
+            os.kill(process.pid, number)
+            break
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 75
+    assert "stopped on request" in out
+    record = read_record(model_folder(tmp_path / "run").parent)
+    assert 10 <= record.step < 1000
+
+
+def test_a_batch_that_does_not_divide_among_the_ranks_is_refused(dataset, model_file, tmp_path):
+    from pretrain.build import check_batch
+
+    config = make_config(dataset, model_file, tmp_path / "run")
+    with pytest.raises(ConfigError, match="global_batch_size 16 does not divide among 3 ranks"):
+        check_batch(config, 3)
+
+
+def test_a_half_set_launcher_environment_is_refused_with_what_is_missing():
+    code = "from pretrain.engine import start_processes; start_processes(1)"
+    environment = {**os.environ, "RANK": "0", "WORLD_SIZE": "2"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert "half set: RANK, WORLD_SIZE are there, LOCAL_RANK, MASTER_ADDR, MASTER_PORT are not" in done.stderr
