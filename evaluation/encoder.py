@@ -173,10 +173,14 @@ def load_encoder(checkpoint: str, *, device: str = "auto", precision: str = "fp3
     except CheckpointError:
         raise
     except Exception as error:  # open_clip, its hub client and safetensors each raise their own
+        advice = (
+            f"Expected a folder with {CONFIG_FILE}, weights that fit it, and its tokenizer's files."
+            if source.folder is not None
+            else "It has to be downloaded: check the network, or give a local open_clip folder."
+        )
+        reason = str(error).rstrip(". ")
         raise CheckpointError(
-            f"open_clip could not load {checkpoint!r}: {error}. If it has to be downloaded, check "
-            "the network; "
-            f"a local folder needs {CONFIG_FILE}, weights that fit it, and its tokenizer's files."
+            f"open_clip could not load {checkpoint!r}: {reason}. {advice}"
         ) from error
     model.eval()
     return Encoder(

@@ -95,6 +95,20 @@ def test_without_network_a_pretrained_tag_fails_with_a_clear_error(
             load_encoder(checkpoint)
 
 
+def test_a_hub_model_is_read_from_the_download_cache(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, open_clip_folder: Path
+) -> None:
+    repository = tmp_path / "models--somebody--small"
+    shutil.copytree(open_clip_folder, repository / "snapshots" / "0a1b")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0a1b")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    hub, local = load_encoder("hf-hub:somebody/small"), load_encoder(str(open_clip_folder))
+    assert torch.equal(hub.encode_texts(TEXTS), local.encode_texts(TEXTS))
+    assert hub.digest == local.digest
+
+
 def test_weights_that_are_not_finite_are_refused(open_clip_folder: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(open_clip_folder, tmp_path / "broken")
     weights = load_file(folder / "open_clip_model.safetensors")
