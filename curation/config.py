@@ -27,9 +27,7 @@ class SourceConfig(Config):
     """Some shards that belong together."""
 
     name: Name
-    shards: str | tuple[str, ...] = Field(
-        description="folder, glob, brace pattern, or a list of those"
-    )
+    shards: str | tuple[str, ...]  # folder, glob, brace pattern, or a list of those
 
     @property
     def patterns(self) -> tuple[str, ...]:
@@ -48,19 +46,16 @@ class WriteConfig(Config):
     """How the kept samples are laid out."""
 
     samples_per_shard: PositiveInt = 10_000
-    shards_per_block: PositiveInt = Field(
-        256, description="input shards whose samples are shuffled together"
-    )
+    # Input shards whose samples are shuffled together.
+    shards_per_block: PositiveInt = 256
     shuffle: Literal["block"] = "block"
 
 
 class EngineConfig(Config):
     """Where the work runs. Changes nothing in the result."""
 
-    num_workers: PositiveInt | None = Field(None, description="null: all CPUs")
-    address: str | None = Field(
-        None, description="a Ray cluster; null: RAY_ADDRESS, else one is started here"
-    )
+    num_workers: PositiveInt | None = None  # all CPUs
+    address: str | None = None  # RAY_ADDRESS, else one is started here
 
 
 class CurateConfig(Config):
@@ -68,18 +63,14 @@ class CurateConfig(Config):
 
     name: str
     seed: int = 0
-    output: str = Field(description="the dataset folder to make")
-    index_dir: str | None = Field(
-        None, description="where indexes go; null: beside the tars. For read-only inputs"
-    )
+    output: str  # the dataset folder to make
+    index_dir: str | None = None  # beside the tars; a folder where those are read-only
     sources: Annotated[tuple[SourceConfig, ...], Field(min_length=1)]
     rules: tuple[Annotated[SerializeAsAny[Variant], Tagged(filters, balancers)], ...] = ()
     write: WriteConfig = WriteConfig()
     stages: tuple[Stage, ...] = STAGES
     engine: EngineConfig = EngineConfig()
-    max_image_pixels: PositiveInt = Field(
-        DEFAULT_MAX_IMAGE_PIXELS, description="more than these in a header: too many pixels"
-    )
+    max_image_pixels: PositiveInt = DEFAULT_MAX_IMAGE_PIXELS
 
     @field_validator("rules")
     @classmethod

@@ -4,8 +4,8 @@
         for position, result in engine.map(scan_shard, tasks, label="scan"):
             ...
 
-Tasks and results are small plain objects; what is large lies in files. Results come as they complete,
-so whatever is made of them must not depend on their order.
+Tasks and results are small plain objects; what is large lies in files. Results come as they
+complete, so whatever is made of them must not depend on their order.
 """
 
 from __future__ import annotations
@@ -139,16 +139,14 @@ class Engine:
     def _result(self, reference: Any, task: Any, label: str) -> Any:
         try:
             result = ray.get(reference)
-        except (
-            ray.exceptions.RayTaskError
-        ) as error:  # a bug of ours: keep its traceback, name the task
+        except ray.exceptions.RayTaskError as error:  # a bug: keep its traceback
             error.add_note(f"in {label} of {task}")
             raise
         except ray.exceptions.RayError as error:
             raise DataError(
                 f"{label} of {task}: its worker died {_MAX_RETRIES + 1} times "
                 f"({type(error).__name__}). Too little memory, or a file that crashes a library: "
-                "look at the node's memory, or leave that shard out. The same line continues the job."
+                "look at the node's memory, or leave that shard out. The same line goes on."
             ) from None
         if isinstance(result, _Failed):
             raise result.error

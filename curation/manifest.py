@@ -149,9 +149,10 @@ def write_manifest(
     Paths below `folder` are written relative to it, others absolute.
     """
     folder = Path(folder)
-    rows = [shard._replace(path=_relative(shard.path, folder)) for shard in shards]  # type: ignore[arg-type]
+    rows = [(_relative(shard.path, folder), *shard[1:]) for shard in shards]
     columns = list(zip(*rows, strict=True)) or [()] * len(_SCHEMA)
-    table = pa.table([pa.array(c, f.type) for c, f in zip(columns, _SCHEMA, strict=True)], _SCHEMA)
+    arrays = [pa.array(c, f.type) for c, f in zip(columns, _SCHEMA, strict=True)]
+    table = pa.table(arrays, schema=_SCHEMA)
     header = {
         "version": VERSION,
         "name": name,
@@ -277,7 +278,8 @@ def _check_files(manifest: Manifest) -> None:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
         raise DataError(
             f"{manifest.folder}: {len(problems)} of {manifest.num_shards} shards are not as the "
-            f"manifest says: {'; '.join(problems[:3])}{more}. Restore them, or make the dataset again."
+            f"manifest says: {'; '.join(problems[:3])}{more}. Restore them, or make the "
+            "dataset again."
         )
 
 

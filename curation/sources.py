@@ -40,7 +40,7 @@ def expand_braces(pattern: str) -> Iterator[str]:
 
 
 def fixed_folder(pattern: str) -> str:
-    """Return the folder that a pattern starts in: what stands before its first wildcard or brace."""
+    """Return the folder that a pattern starts in, before its first wildcard or brace."""
     if os.path.isdir(pattern):
         return os.path.abspath(pattern)
     fixed = re.split(r"[*?\[{]", pattern, maxsplit=1)[0]
@@ -80,8 +80,8 @@ def _match(source: str, pattern: str) -> list[str]:
             (found.extend(matches) if matches else missing.append(path))
         if missing and found:
             raise UsageError(
-                f"source {source!r}: {pattern!r} names {len(missing)} shards that are not there, the "
-                f"first {missing[0]!r}. Restore them, or narrow the pattern."
+                f"source {source!r}: {pattern!r} names {len(missing)} shards that are not there, "
+                f"the first {missing[0]!r}. Restore them, or narrow the pattern."
             )
         expected = "a folder, a glob or a brace pattern of .tar files"
     if not found:

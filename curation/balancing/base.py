@@ -1,8 +1,8 @@
 """The contract of a balancer, and the registry of them all.
 
-Two steps with one barrier: `match` names what each sample counts towards (per shard), the pool's counts
-are the sum of those over all shards, and `keep_probability` follows from them. The draw, and the
-decision, are decide.py's.
+Two steps with one barrier: `match` names what each sample counts towards (per shard), the pool's
+counts are the sum of those over all shards, and `keep_probability` follows from them. The draw,
+and the decision, are decide.py's.
 """
 
 from __future__ import annotations
@@ -19,10 +19,18 @@ from configs.registry import Registry
 class Balancer(Protocol):
     """Counts entries over a pool and balances samples by them."""
 
-    entries: list[str]  # what is counted; an entry's id is its position
+    @property
+    def entries(self) -> list[str]:
+        """What is counted; an entry's id is its position."""
+        ...
+
+    @property
+    def match_digest(self) -> str:
+        """What the result of `match` depends on, in one line: matches are kept for the next run."""
+        ...
 
     def match(self, samples: pa.Table) -> pa.Array:
-        """Return for each sample the ids of its entries: list<int32>, ascending, without repeats."""
+        """Return the ids of each sample's entries: list<int32>, ascending, each once."""
         ...
 
     def keep_probability(
@@ -33,9 +41,3 @@ class Balancer(Protocol):
 
 
 balancers = Registry[Balancer]("balancer")
-
-
-def count_entries(matched: pa.Array, num_entries: int) -> npt.NDArray[np.int64]:
-    """Return how many samples have each entry: associative, so shards may be summed in any order."""
-    ids = matched.flatten().to_numpy(zero_copy_only=False)
-    return np.bincount(ids, minlength=num_entries).astype(np.int64)

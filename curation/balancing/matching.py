@@ -1,10 +1,11 @@
 """Find the metadata entries in a caption, exactly as MetaCLIP does (Xu et al., arXiv:2309.16671).
 
-An entry matches iff it stands in the text between spaces, after six punctuation marks were set apart by
-spaces and tab, line feed and carriage return became spaces. No lower-casing, no joining of spaces, no
-Unicode normalisation, nothing done to quotes, brackets or hyphens: so "St. Louis" never matches.
-All entries count, nested ones too, each once a caption. Aho-Corasick finds them in one pass over the
-text; overlapping matches are needed, since two neighbouring entries share a space.
+An entry matches iff it stands in the text between spaces, after seven punctuation marks were set
+apart by spaces and tab, line feed and carriage return became spaces. No lower-casing, no joining
+of spaces, no Unicode normalisation, nothing done to quotes, brackets or hyphens: so "St. Louis"
+never matches. All entries count, nested ones too, each once a caption. Aho-Corasick finds them in
+one pass over the text; overlapping matches are needed, since two neighbouring entries share a
+space.
 """
 
 from __future__ import annotations

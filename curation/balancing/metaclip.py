@@ -3,10 +3,10 @@
     p_e = t / max(count_e, t)                 of an entry e that count_e captions of the pool have
     keep = 1 - prod_{e in caption} (1 - p_e)  of a caption
 
-The paper draws once for each (caption, entry) and keeps a caption that any of its entries draws; that is
-one draw with the probability above, and here the draw is a function of the sample's uid, so that the
-result is the same on any machine. A tail entry (count <= t) keeps all its captions; a caption without
-an entry is dropped.
+The paper draws once for each (caption, entry) and keeps a caption that any of its entries draws;
+that is one draw with the probability above, and here the draw is a function of the sample's uid,
+so that the result is the same on any machine. A tail entry (count <= t) keeps all its captions; a
+caption without an entry is dropped.
 """
 
 from __future__ import annotations
@@ -44,20 +44,32 @@ def keep_probability(
     return keep
 
 
+# Once a worker process: building the automaton takes seconds. The digest notices a changed file.
 @lru_cache(maxsize=1)
-def _matcher(path: str, digest: str) -> tuple[list[str], EntryMatcher]:
-    # Once a worker process: building the automaton takes seconds. The digest notices a changed file.
-    entries = load_metadata(path)
-    return entries, EntryMatcher(entries)
+def _entries(path: str, digest: str) -> list[str]:
+    return load_metadata(path)
+
+
+@lru_cache(maxsize=1)
+def _matcher(path: str, digest: str) -> EntryMatcher:
+    return EntryMatcher(_entries(path, digest))
 
 
 class _MetaClip:
     def __init__(self, metadata: str, t: float) -> None:
-        self.entries, self._matcher = _matcher(metadata, metadata_digest(metadata))
+        self._file = (metadata, metadata_digest(metadata))
         self._t = t
 
+    @property
+    def entries(self) -> list[str]:
+        return _entries(*self._file)
+
+    @property
+    def match_digest(self) -> str:
+        return f"metaclip {self._file[1]}"
+
     def match(self, samples: pa.Table) -> pa.Array:
-        ids = self._matcher.match(samples["caption"].to_pylist())
+        ids = _matcher(*self._file).match(samples["caption"].to_pylist())
         return pa.array(ids, pa.list_(pa.int32()))
 
     def keep_probability(
@@ -70,8 +82,8 @@ class _MetaClip:
 def metaclip(*, metadata: Path, t: Annotated[float, Field(gt=0)]) -> Balancer:
     """Balance captions over the entries of a metadata list.
 
-    `metadata` is the file of the list (see metadata.py). `t` is the paper's t, the number of captions
-    that an entry keeps for certain ("max per entry"): 20,000 for its 400 million pairs, 170,000 for
-    2.5 billion. Smaller is flatter. Matching: see matching.py.
+    `metadata` is the file of the list (see metadata.py). `t` is the paper's t, the number of
+    captions that an entry keeps for certain ("max per entry"): 20,000 for its 400 million pairs,
+    170,000 for 2.5 billion. Smaller is flatter. Matching: see matching.py.
     """
     return _MetaClip(str(metadata), t)

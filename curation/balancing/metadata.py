@@ -16,8 +16,8 @@ def read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise UsageError(
-            f"metadata {str(path)!r} cannot be read ({error.strerror}). Expected a .json list or a .txt "
-            "with one entry a line, each also with .gz behind."
+            f"metadata {str(path)!r} cannot be read ({error.strerror}). Expected a .json list or a "
+            ".txt with one entry a line, each also with .gz behind."
         ) from None
 
 
@@ -29,11 +29,12 @@ def metadata_digest(path: Path | str) -> str:
 def load_metadata(path: Path | str) -> list[str]:
     """Return the entries of a metadata file, in its order; an entry's id is its position.
 
-    `.json`: a list of strings. `.txt`: one entry a line, blank lines left out. Each may end in `.gz`.
-    Case and inner spaces are kept.
+    `.json`: a list of strings. `.txt`: one entry a line, blank lines left out. Each may end in
+    `.gz`. Case and inner spaces are kept.
 
     Raises:
-        UsageError: the file is not there. DataError: it is not such a list, is empty, or repeats one.
+        UsageError: the file is not there. DataError: it is not such a list, is empty, or repeats
+        one.
     """
     path = Path(path)
     data = read_bytes(path)

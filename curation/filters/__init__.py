@@ -1,7 +1,7 @@
 """Filters: one file each, every one of them registered here by being in this folder.
 
-A filter is a factory: keywords in (they are its keys in the configuration), a function over index rows
-out. See base.py for the contract and caption_length.py for the shortest example.
+A filter is a factory: keywords in (they are its keys in the configuration), a function over index
+rows out. See base.py for the contract and caption_length.py for the shortest example.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ class Judgement(NamedTuple):
     """What a filter says of a table of samples: one entry a sample, in its order.
 
     `values` are the columns that it judged by; they go into the decision table as `FILTER.VALUE`.
-    `reasons` (string) is null for keep, else why the sample is dropped: a short constant phrase, since
-    drops are counted by it.
+    `reasons` (string) is null for keep, else why the sample is dropped: a short constant phrase,
+    since drops are counted by it.
     """
 
     values: dict[str, pa.Array]

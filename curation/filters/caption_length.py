@@ -24,8 +24,8 @@ def caption_length(
     """Keep captions whose length lies within the bounds, both ends included.
 
     Words are what white space separates (`str.split`), characters are Unicode code points, as in
-    DataComp's basic filter (arXiv:2304.14108, its released code): that filter's "more than 2 words and
-    more than 5 characters" is min_words: 3, min_characters: 6.
+    DataComp's basic filter (arXiv:2304.14108, its released code): that filter's "more than 2 words
+    and more than 5 characters" is min_words: 3, min_characters: 6.
     """
 
     def judge(samples: pa.Table) -> Judgement:

@@ -17,10 +17,10 @@ def image_size(
     min_side: Annotated[int, Field(ge=0)] = 0,
     max_aspect: Annotated[float, Field(ge=1)] | None = None,
 ) -> Filter:
-    """Keep images whose shorter side has min_side pixels and whose longer is <= max_aspect times it.
+    """Keep images with a shorter side of min_side pixels and a longer <= max_aspect times it.
 
-    Sides are those of the stored image, before any resize. DataComp's basic filter (arXiv:2304.14108,
-    its released code) is min_side: 200, max_aspect: 3.0.
+    Sides are those of the stored image, before any resize. DataComp's basic filter
+    (arXiv:2304.14108, its released code) is min_side: 200, max_aspect: 3.0.
     """
 
     def judge(samples: pa.Table) -> Judgement:

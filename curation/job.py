@@ -1,0 +1,220 @@
+"""A curation job: scan -> decide -> write -> report, each of which can also run alone.
+
+    report = curate(load_config("demo/curate", CurateConfig))
+    print(report.text())
+
+Every stage leaves files that are whole or absent, and a rerun makes what is missing: the same line
+continues a job that was stopped at any moment.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from configs.errors import DataError, UsageError
+from configs.publish import publish_text
+from curation.balancing.metadata import load_metadata
+from curation.config import CurateConfig, find_inputs
+from curation.decide import Rules, decide
+from curation.engine import Engine
+from curation.manifest import Manifest, manifest_of_tars, read_manifest
+from curation.report import count_verdicts, make_report
+from curation.scan import ScanTask, scan_shard
+from curation.sources import find_shards, fixed_folder
+from curation.work import SCANNED, WorkFolder, digest_of, publish_table
+from curation.write import check_output, write
+
+
+@dataclass(frozen=True)
+class CurationReport:
+    """What a job has done: its counts, and report.json where that stage has run."""
+
+    output: Path
+    counts: dict[str, Any]
+    manifest: Manifest | None = None
+    content: dict[str, Any] | None = None
+
+    def text(self) -> str:
+        """Return the counts as a short table."""
+        read = self.counts["num_read"]
+        rows = [("read", read)]
+        if "num_kept" in self.counts:
+            rows.append(("kept", self.counts["num_kept"]))
+            rows += [(f"dropped: {why}", n) for why, n in self.counts["dropped"].items()]
+        rows += [(f"unreadable: {why}", n) for why, n in self.counts["unreadable"].items()]
+        width = max(len(name) for name, _ in rows)
+        lines = [f"{name:<{width}}  {n:>13,}  {n / max(read, 1):>7.1%}" for name, n in rows]
+        lines += [f"shard not read: {why}" for why in self.counts["quarantined"]]
+        if self.manifest:
+            lines.append(
+                f"{self.output}: {self.manifest.num_samples:,} samples in "
+                f"{self.manifest.num_shards:,} shards, {self.manifest.num_bytes / 1e6:,.1f} MB"
+            )
+        return "\n".join(lines)
+
+
+def curate(config: CurateConfig) -> CurationReport:
+    """Run the stages of a job; return what they counted.
+
+    Raises:
+        UsageError: an input is missing, the output holds something else, an earlier stage is missing.
+        DataError: no shard can be read, no sample is kept, or files changed meanwhile.
+    """
+    _check(config)
+    work = WorkFolder(config.work_dir)
+    work.remove_leftovers()
+    scan_inputs = _scan_inputs(config)
+    decide_inputs = digest_of(scan_inputs, Rules.of(config).sections, config.seed)
+    decided = manifest = content = None
+    with Engine(config.engine) as engine:
+        if "scan" in config.stages:
+            scanned = scan(config, engine, scan_inputs)
+        else:
+            scanned = work.read_summary("scanned", stage="scan", inputs=scan_inputs)
+        if "decide" in config.stages:
+            decided = decide(config, scanned, decide_inputs, engine)
+        elif {"write", "report"} & set(config.stages):
+            decided = work.read_summary("decided", stage="decide", inputs=decide_inputs)
+        if "write" in config.stages:
+            assert decided is not None
+            manifest = write(config, decided, engine)
+        if "report" in config.stages:
+            assert decided is not None
+            content = report(config, scanned, decided, engine)
+    return CurationReport(Path(config.output), _counts(scanned, decided), manifest, content)
+
+
+def scan(config: CurateConfig, engine: Engine, inputs: str) -> pa.Table:
+    """Make the missing indexes; return one row a shard (work.SCANNED)."""
+    shards = find_inputs(config)
+    tasks = [ScanTask(input=s, max_image_pixels=config.max_image_pixels) for s in shards]
+    rows: list[dict[str, Any]] = [{} for _ in tasks]
+    for position, scanned in engine.map(scan_shard, tasks, label="scan"):
+        shard, info = shards[position], scanned.info
+        rows[position] = {
+            "source": shard.source,
+            "shard": shard.shard,
+            "path": str(shard.path),
+            "index": str(shard.index.absolute()),
+            "index_digest": scanned.index_digest,
+            "num_samples": info.num_samples,
+            "num_bytes": info.num_bytes,
+            "ignored_members": info.ignored_members,
+            "unreadable": json.dumps(info.unreadable),
+            "damage": info.damage,
+            "quarantined": scanned.quarantined,
+        }
+    lost = [row for row in rows if row["quarantined"]]
+    if len(lost) == len(rows):
+        raise DataError(
+            f"none of the {len(rows)} shards can be read; the first is {lost[0]['path']}: "
+            f"{lost[0]['quarantined']}. Expected WebDataset tars: look at the sources of the job."
+        )
+    return WorkFolder(config.work_dir).publish_summary("scanned", SCANNED, rows, inputs)
+
+
+def report(
+    config: CurateConfig, scanned: pa.Table, decided: pa.Table, engine: Engine
+) -> dict[str, Any]:
+    """Publish report.json, and the counts of all entries beside it; return the report."""
+    output, work = Path(config.output), WorkFolder(config.work_dir)
+    if not (output / "manifest.json").exists():
+        raise UsageError(
+            f"stage 'write' has not run yet: {output} has no manifest.json. Run it first: "
+            "`stages=[write]`, or leave `stages` out."
+        )
+    content = make_report(config, scanned, decided, engine)
+    if content["entries"]:
+        table = pq.read_table(work.entry_counts, partitioning=None)
+        publish_table(output / "entry_counts.parquet", table)
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+    publish_text(output / "report.json", text + "\n")
+    return content
+
+
+def _scan_inputs(config: CurateConfig) -> str:
+    sources = [[source.name, source.patterns] for source in config.sources]
+    return digest_of(sorted(sources), config.index_dir, config.max_image_pixels)
+
+
+def _counts(scanned: pa.Table, decided: pa.Table | None) -> dict[str, Any]:
+    lost = [f"{s['path']}: {s['quarantined']}" for s in scanned.to_pylist() if s["quarantined"]]
+    if decided is not None:
+        return {**count_verdicts(scanned, decided.to_pylist()), "quarantined": lost}
+    unreadable: dict[str, int] = {}
+    for problems in scanned["unreadable"].to_pylist():
+        for problem, count in json.loads(problems).items():
+            unreadable[problem] = unreadable.get(problem, 0) + count
+    num_read = sum(scanned["num_samples"].to_pylist())
+    return {"num_read": num_read, "unreadable": unreadable, "quarantined": lost}
+
+
+def _check(config: CurateConfig) -> None:
+    """Raise what can be known to be wrong before any work is done."""
+    check_output(config)
+    output = Path(config.output).absolute()
+    for source in config.sources:
+        for pattern in source.patterns:
+            folder = Path(fixed_folder(pattern))
+            if Path(pattern).is_dir() and output.is_relative_to(folder):
+                raise UsageError(
+                    f"output {output} lies inside {folder}, which source {source.name!r} reads: "
+                    "the next run would read what this one wrote. Give a folder outside of it."
+                )
+    Rules.of(config).build()  # a factory refuses a file that its keywords name and is not there
+
+
+def dry_run(config: CurateConfig) -> str:
+    """Check all that can be checked before the work; return what it would do, in words.
+
+    Raises:
+        PairmillError: what is wrong with the paths, the metadata or the output folder.
+    """
+    _check(config)
+    lines = []
+    shards = find_inputs(config)
+    for source in sorted({shard.source for shard in shards}):
+        sizes = [s.path.stat().st_size for s in shards if s.source == source]
+        lines.append(f"source {source}: {len(sizes):,} shards, {sum(sizes) / 1e6:,.1f} MB")
+    balancer = Rules.of(config).balancer
+    if balancer:
+        tree = config.rules[-1].model_dump(mode="json")
+        entries = load_metadata(tree["metadata"])
+        lines.append(f"{balancer[0]}: {len(entries):,} entries in {tree['metadata']}")
+    rules = ", ".join(config.rule_labels()) or "none"
+    per_block, per_shard = config.write.shards_per_block, config.write.samples_per_shard
+    lines += [
+        f"rules, in order: {rules}",
+        f"{len(shards):,} shards make {-(-len(shards) // per_block):,} block(s) of up to {per_block:,}; samples "
+        f"are shuffled within a block and written {per_shard:,} to a shard",
+        f"dataset: {config.output}; decisions and partial results: {config.work_dir}",
+    ]
+    return "\n".join(lines)
+
+
+def index(patterns: Sequence[str]) -> str:
+    """Make indexes and a manifest for tars that others wrote, in place; return what was done.
+
+    `patterns` are folders, tars, globs or brace patterns; the manifest goes into the folder that
+    they have in common.
+    """
+    shards = find_shards("index", sorted(patterns))
+    folder = shards[0].path.parents[len(Path(shards[0].shard).parts) - 1]
+    with Engine() as engine:
+        manifest = manifest_of_tars(
+            folder,
+            [shard.path for shard in shards],
+            map_shards=lambda function, tasks: engine.map(function, tasks, label="index"),
+        )
+    read_manifest(folder)
+    return (
+        f"{folder}: {manifest.num_samples:,} samples in {manifest.num_shards:,} shards, "
+        f"{manifest.num_bytes / 1e6:,.1f} MB"
+    )

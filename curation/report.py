@@ -1,0 +1,309 @@
+"""Account for a curation job: what was read, kept and dropped, and what that did to the pool.
+
+`make_report` returns a JSON object (docs/formats.md, "Curation report"). Its numbers come from the
+indexes and decisions of all shards, one task a shard, merged in any order. An HTML page is made of
+it by `pairmill report`.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from configs import draws
+from configs.errors import DataError
+from curation.balancing.metadata import metadata_digest
+from curation.config import CurateConfig
+from curation.decide import Rules
+from curation.engine import Engine
+from curation.index import read_index_file
+from curation.manifest import software_version
+from curation.words import WordCounts, frequency_curve, words_of
+from curation.work import WorkFolder
+
+VERSION = 1
+SAMPLES_PER_REASON = 24
+MAX_LISTED_SHARDS = 100
+MAX_CAPTION_CHARACTERS = 1000
+TOP = 50
+KEPT = "kept"
+
+# Upper edges are open at the end: a bin holds edge <= value < next edge, the last one all above.
+_SIDES = (0, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096)
+HISTOGRAMS: dict[str, tuple[int, ...]] = {
+    "image_shorter_side": _SIDES,
+    "image_longer_side": _SIDES,
+    "caption_words": (*range(33), 40, 48, 64, 96, 128, 256),
+    "caption_characters": (*range(0, 100, 5), *range(100, 200, 20), 200, 300, 400, 600, 1000, 2000),
+}
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportTask:
+    """Look at the index and the decisions of one shard."""
+
+    shard: str
+    index: Path
+    decisions: Path
+    seed: int
+
+    def __str__(self) -> str:
+        return self.shard
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardReport:
+    """What one shard adds to the report."""
+
+    num_samples: int
+    words: tuple[Counter[str], Counter[str]]  # of readable samples, of kept ones
+    histograms: dict[str, tuple[IntArray, IntArray]]
+    samples: dict[str, list[tuple[int, str, dict[str, Any]]]]  # reason -> (rank, uid, reference)
+
+
+def report_shard(task: ReportTask) -> ShardReport:
+    """Count what the report needs of one shard."""
+    columns = [
+        "uid",
+        "key",
+        "caption",
+        "image_ext",
+        "image_offset",
+        "image_size",
+        "width",
+        "height",
+    ]
+    index = read_index_file(task.index, columns)
+    decisions = pq.read_table(task.decisions, columns=["verdict", "reason"], partitioning=None)
+    verdicts = decisions["verdict"].to_numpy(zero_copy_only=False)
+    readable, kept = verdicts != "unreadable", verdicts == KEPT
+    captions = np.array(index["caption"].to_pylist(), dtype=object)
+    words: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
+    for caption, is_kept in zip(captions[readable], kept[readable], strict=True):
+        found = words_of(caption)
+        words[0].update(found)
+        if is_kept:
+            words[1].update(found)
+    return ShardReport(
+        num_samples=len(verdicts),
+        words=words,
+        histograms=_histograms(index, captions, readable, kept),
+        samples=_references(task, index, np.where(kept, KEPT, decisions["reason"].to_pylist())),
+    )
+
+
+def _histograms(
+    index: pa.Table, captions: npt.NDArray[Any], readable: Any, kept: Any
+) -> dict[str, tuple[IntArray, IntArray]]:
+    texts = captions[readable]
+    width = index["width"].to_numpy()[readable]
+    height = index["height"].to_numpy()[readable]
+    values = {
+        "image_shorter_side": np.minimum(width, height),
+        "image_longer_side": np.maximum(width, height),
+        "caption_words": np.array([len(text.split()) for text in texts]),
+        "caption_characters": np.array([len(text) for text in texts]),
+    }
+    counted = {}
+    for name, edges in HISTOGRAMS.items():
+        bins = np.searchsorted(edges, values[name], side="right") - 1
+        counted[name] = (
+            np.bincount(bins, minlength=len(edges)).astype(np.int64),
+            np.bincount(bins[kept[readable]], minlength=len(edges)).astype(np.int64),
+        )
+    return counted
+
+
+def _references(
+    task: ReportTask, index: pa.Table, reasons: npt.NDArray[Any]
+) -> dict[str, list[tuple[int, str, dict[str, Any]]]]:
+    """Return for each reason the references of its first samples by hash of uid."""
+    if not len(reasons):
+        return {}
+    uids = index["uid"].to_pylist()
+    ranks = draws.bits(task.seed, "report/sample", *draws.uid_words(uids)).tolist()
+    by_reason: dict[str, list[tuple[int, str, int]]] = {}
+    for row, reason in enumerate(reasons):
+        by_reason.setdefault(reason, []).append((ranks[row], uids[row].hex(), row))
+    chosen = {}
+    for reason, rows in by_reason.items():
+        chosen[reason] = [
+            (rank, uid, _reference(task.shard, index, row))
+            for rank, uid, row in heapq.nsmallest(SAMPLES_PER_REASON, rows)
+        ]
+    return chosen
+
+
+def _reference(shard: str, index: pa.Table, row: int) -> dict[str, Any]:
+    content = index.slice(row, 1).to_pylist()[0]
+    caption = content["caption"]
+    return {
+        "shard": shard,
+        "uid": content["uid"].hex(),
+        "key": content["key"],
+        "caption": caption if caption is None else caption[:MAX_CAPTION_CHARACTERS],
+        **{name: content[name] for name in ("image_ext", "image_offset", "image_size")},
+        **{name: content[name] for name in ("width", "height")},
+    }
+
+
+def make_report(
+    config: CurateConfig, scanned: pa.Table, decided: pa.Table, engine: Engine
+) -> dict[str, Any]:
+    """Return the report of a job as a JSON object.
+
+    Raises:
+        DataError: some sample that was read is neither kept, dropped nor unreadable.
+    """
+    rows = decided.to_pylist()
+    tasks = [
+        ReportTask(
+            shard=row["path"],
+            index=Path(row["index"]),
+            decisions=Path(row["decisions"]),
+            seed=config.seed,
+        )
+        for row in rows
+    ]
+    words = (WordCounts(), WordCounts())
+    histograms = {
+        name: (np.zeros(len(edges), np.int64), np.zeros(len(edges), np.int64))
+        for name, edges in HISTOGRAMS.items()
+    }
+    samples: dict[str, list[tuple[int, str, dict[str, Any]]]] = {}
+    for _, part in engine.map(report_shard, tasks, label="report"):
+        for total, more in zip(words, part.words, strict=True):
+            total.add(more)
+        for name, (before, after) in part.histograms.items():
+            histograms[name][0][:] += before
+            histograms[name][1][:] += after
+        for reason, chosen in part.samples.items():
+            both = samples.get(reason, []) + chosen
+            samples[reason] = heapq.nsmallest(SAMPLES_PER_REASON, both, key=lambda s: s[:2])
+    return {
+        **_totals(config, scanned, rows),
+        "entries": _entries(config),
+        "words": {"before": words[0].summary(TOP), "after": words[1].summary(TOP)},
+        "histograms": {
+            name: {
+                "edges": list(HISTOGRAMS[name]),
+                "before": before.tolist(),
+                "after": after.tolist(),
+            }
+            for name, (before, after) in histograms.items()
+        },
+        "samples": {reason: [s[2] for s in samples[reason]] for reason in sorted(samples)},
+    }
+
+
+def count_verdicts(scanned: pa.Table, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the counts by verdict and reason; they add up to what was read, or DataError."""
+    unreadable: Counter[str] = Counter()
+    for problems in scanned["unreadable"].to_pylist():
+        unreadable.update(json.loads(problems))
+    reasons: Counter[str] = Counter()
+    for row in rows:
+        reasons.update(json.loads(row["reasons"]))
+    dropped = Counter({r: n for r, n in reasons.items() if "/" in r})
+    counts = {
+        "num_read": sum(scanned["num_samples"].to_pylist()),
+        "num_kept": sum(row["num_kept"] for row in rows),
+        "num_dropped": dropped.total(),
+        "num_unreadable": unreadable.total(),
+        "dropped": dict(sorted(dropped.items())),
+        "unreadable": dict(sorted(unreadable.items())),
+    }
+    accounted = counts["num_kept"] + counts["num_dropped"] + counts["num_unreadable"]
+    if counts["num_read"] != accounted or reasons - dropped != unreadable:
+        raise DataError(
+            f"{counts['num_read']:,} samples were read, but {accounted:,} are kept, dropped or "
+            "unreadable. The indexes changed under this job: run all its stages again."
+        )
+    return counts
+
+
+def _totals(config: CurateConfig, scanned: pa.Table, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    counts = count_verdicts(scanned, rows)
+    shards = scanned.to_pylist()
+    broken = [s for s in shards if s["damage"] and not s["quarantined"]]
+    lost = [s for s in shards if s["quarantined"]]
+    sources: dict[str, dict[str, int]] = {}
+    for row in rows:
+        source = sources.setdefault(row["source"], {"num_read": 0, "num_kept": 0})
+        source["num_read"] += row["num_samples"]
+        source["num_kept"] += row["num_kept"]
+    return {
+        "version": VERSION,
+        "name": config.name,
+        "seed": config.seed,
+        "config_digest": config.digest(),
+        "created_by": software_version(),
+        **counts,
+        "funnel": _funnel(config, counts),
+        "sources": dict(sorted(sources.items())),
+        "shards": {
+            "num_read": len(shards) - len(lost),
+            "num_bytes": sum(s["num_bytes"] for s in shards),
+            "ignored_members": sum(s["ignored_members"] for s in shards),
+            "num_damaged": len(broken),
+            "damaged": _listed(broken, "damage"),
+            "num_quarantined": len(lost),
+            "quarantined": _listed(lost, "quarantined"),
+        },
+    }
+
+
+def _listed(shards: list[dict[str, Any]], what: str) -> list[dict[str, str]]:
+    return [{"shard": s["path"], "why": s[what]} for s in shards[:MAX_LISTED_SHARDS]]
+
+
+def _funnel(config: CurateConfig, counts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return what is left after each rule, in order; the first step is reading."""
+    left = counts["num_read"] - counts["num_unreadable"]
+    steps = [{"rule": "read", "remaining": left, "dropped": counts["unreadable"]}]
+    for label in config.rule_labels():
+        dropped = {
+            reason.split("/", 1)[1]: n
+            for reason, n in counts["dropped"].items()
+            if reason.split("/", 1)[0] == label
+        }
+        left -= sum(dropped.values())
+        steps.append({"rule": label, "remaining": left, "dropped": dropped})
+    return steps
+
+
+def _entries(config: CurateConfig) -> dict[str, Any] | None:
+    """Return how the balancer changed the counts of its entries; None without a balancer."""
+    if Rules.of(config).balancer is None:
+        return None
+    balancer = config.rules[-1].model_dump(mode="json")
+    table = pq.read_table(WorkFolder(config.work_dir).entry_counts, partitioning=None)
+    before, after = table["before"].to_numpy(), table["after"].to_numpy()
+    top = np.lexsort((np.arange(len(before)), -before))[:TOP]
+    names = table["entry"].take(top).to_pylist()
+    content = {
+        "balancer": balancer,
+        "num_entries": len(before),
+        "file": "entry_counts.parquet",
+        "top": [[n, int(before[i]), int(after[i])] for n, i in zip(names, top, strict=True)],
+    }
+    if "metadata" in balancer:
+        content["metadata_digest"] = metadata_digest(balancer["metadata"])
+    for when, counts in (("before", before), ("after", after)):
+        content[when] = {
+            "num_matched": int((counts > 0).sum()),
+            "num_matches": int(counts.sum()),
+            "curve": frequency_curve(counts),
+        }
+    return content

@@ -1,0 +1,139 @@
+"""The work folder: what the stages hand to each other, beside the dataset folder (docs/formats.md).
+
+OUTPUT.work/
+    scanned.parquet          scan: one row an input shard
+    partial/SOURCE/SHARD     decide: filters judged, entries matched; waiting for the pool's counts
+    counts.npy               decide: samples of the pool that have each entry
+    decisions/SOURCE/SHARD   decide: one row a sample
+    decided.parquet          decide: one row an input shard
+    entry_counts.parquet     decide: entry, before, after
+    plan-DIGEST/             write: the order of the kept samples, block by block
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from configs.errors import UsageError
+from configs.publish import published_file, remove_leftovers
+
+_METADATA_KEY = b"pairmill"
+
+SCANNED = pa.schema(
+    [
+        ("source", pa.string()),
+        ("shard", pa.string()),  # relative to the root of its source
+        ("path", pa.string()),
+        ("index", pa.string()),
+        ("index_digest", pa.string()),
+        ("num_samples", pa.int64()),
+        ("num_bytes", pa.int64()),
+        ("ignored_members", pa.int64()),
+        ("unreadable", pa.string()),  # JSON: problem -> samples
+        ("damage", pa.string()),
+        ("quarantined", pa.string()),
+    ]
+)
+DECIDED = pa.schema(
+    [
+        *(SCANNED.field(name) for name in ("source", "shard", "path", "index", "index_digest")),
+        ("num_bytes", pa.int64()),
+        ("decisions", pa.string()),
+        ("inputs_digest", pa.string()),  # of all that the decisions depend on
+        ("num_samples", pa.int64()),
+        ("num_kept", pa.int64()),
+        (
+            "reasons",
+            pa.string(),
+        ),  # JSON: reason or problem -> samples not kept
+    ]
+)
+
+
+def digest_of(*parts: object) -> str:
+    """Return the sha256 of some values in canonical JSON."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def publish_table(path: Path, table: pa.Table, metadata: Mapping[str, Any] | None = None) -> None:
+    """Publish a table as Parquet, with `metadata` as JSON in its header."""
+    if metadata is not None:
+        packed = json.dumps(metadata, sort_keys=True).encode()
+        table = table.replace_schema_metadata({_METADATA_KEY: packed})
+    with published_file(path) as file:
+        pq.write_table(table, file, compression="zstd")
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """Return the metadata of a table; {} where there is none that can be read."""
+    try:
+        return dict(json.loads((pq.read_schema(path).metadata or {})[_METADATA_KEY]))
+    except (OSError, pa.ArrowException, KeyError, ValueError):
+        return {}
+
+
+class WorkFolder:
+    """Names the files of the work folder and reads the tables between the stages."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.counts = folder / "counts.npy"
+        self.entry_counts = folder / "entry_counts.parquet"
+
+    def partial(self, source: str, shard: str) -> Path:
+        """Return where the partial decisions of an input shard lie."""
+        return self.folder / "partial" / source / f"{shard.removesuffix('.tar')}.parquet"
+
+    def decisions(self, source: str, shard: str) -> Path:
+        """Return where the decisions of an input shard lie."""
+        return self.folder / "decisions" / source / f"{shard.removesuffix('.tar')}.parquet"
+
+    def plan(self, digest: str) -> Path:
+        """Return the folder of one plan of writing."""
+        return self.folder / f"plan-{digest[:16]}"
+
+    def publish_summary(
+        self, name: str, schema: pa.Schema, rows: Sequence[Mapping[str, Any]], inputs: str
+    ) -> pa.Table:
+        """Publish what a stage says of every input shard; `inputs` is what it depended on."""
+        table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
+        publish_table(self.folder / f"{name}.parquet", table, {"inputs": inputs})
+        return table
+
+    def read_summary(self, name: str, *, stage: str, inputs: str) -> pa.Table:
+        """Return what `stage` said of every input shard.
+
+        Raises:
+            UsageError: it has not run, or ran with other sources or rules.
+        """
+        path = self.folder / f"{name}.parquet"
+        known = read_metadata(path).get("inputs")
+        if known != inputs:
+            why = "has not run yet" if known is None else "ran with another configuration"
+            raise UsageError(
+                f"stage {stage!r} {why} for this job ({path}). Run it first: `stages=[{stage}]`, "
+                "or leave `stages` out: all run then, and nothing that is done is repeated."
+            )
+        return pq.read_table(path, partitioning=None)
+
+    def publish_counts(self, counts: Any) -> str:
+        """Publish the pool's entry counts; return their digest."""
+        with published_file(self.counts) as file:
+            np.save(file, counts)
+        return hashlib.sha256(counts.tobytes()).hexdigest()
+
+    def remove_leftovers(self) -> None:
+        """Remove the temporary files of killed runs."""
+        if self.folder.is_dir():
+            for folder in (self.folder, *self.folder.rglob("*/")):
+                if folder.is_dir():
+                    remove_leftovers(folder)
