@@ -1,0 +1,94 @@
+"""The command: help that teaches, exit codes, errors in one paragraph."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from configs.load import SHIPPED, load_config
+from tools.cli import COMMANDS, build_parser, main
+
+SHIPPED_CONFIGS = sorted(
+    str(path.relative_to(SHIPPED).with_suffix(""))
+    for folder in ("demo", "curation", "pretrain", "evaluation")
+    for path in (SHIPPED / folder).rglob("*.yaml")
+)
+
+
+def pairmill(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tools.cli", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_each_command_teaches_with_an_example(command, capsys):
+    with pytest.raises(SystemExit) as done:
+        main([command, "--help"])
+    assert done.value.code == 0
+    text = capsys.readouterr().out
+    assert "examples:" in text
+    assert f"pairmill {command} " in text
+
+
+def test_help_lists_the_commands_and_a_bare_call_is_wrong_usage(capsys):
+    assert main([]) == 2
+    text = capsys.readouterr().out
+    assert all(command in text for command in COMMANDS)
+
+
+def test_no_flags_creep_in():
+    """A run is a file plus overrides: a new flag is a decision, made here."""
+    actions = build_parser()._subparsers._group_actions[0].choices
+    flags = {name: sorted(f for f in p._option_string_actions if f.startswith("--")) for name, p in actions.items()}
+    run = ["--dry-run", "--help", "--print-config"]
+    assert flags == {
+        "curate": run, "pretrain": run, "evaluate": run,
+        "index": ["--help"], "export": ["--help"], "report": ["--help", "--output"],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["curate", "nowhere.yaml"], 2, "there is no configuration 'nowhere.yaml'"),
+        (["curate", "demo/curate", "seeed=1"], 2, "seeed: there is no such key, did you mean 'seed'?"),
+        (["curate", "demo/curate", "sources.0.shards=/nowhere"], 2, "/nowhere"),
+        (["pretrain", "demo/pretrain", "data.manifest=/nowhere"], 1, "/nowhere"),
+        (["pretrain", "demo/pretrain", "objective.name=clap"], 2, "got 'clap', did you mean 'clip'?"),
+        (["evaluate", "demo/evaluate"], 2, "expected CHECKPOINT... CONFIG"),
+        (["evaluate", "/nowhere", "demo/evaluate"], 1, "/nowhere"),
+        (["export", "/nowhere", "out"], 1, "there is no folder /nowhere"),
+        (["index", "/nowhere"], 2, "/nowhere"),
+        (["report", "/nowhere"], 1, "/nowhere"),
+    ],
+)
+def test_a_mistake_is_one_paragraph_and_an_exit_code(words, code, message, tmp_path):
+    done = pairmill(*words, cwd=tmp_path)
+    assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
+    assert message in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_traceback_comes_when_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("PAIRMILL_TRACEBACK", "1")
+    assert "Traceback" in pairmill("curate", "nowhere.yaml", cwd=tmp_path).stderr
+
+
+def test_print_config_prints_yaml_that_loads_again(tmp_path):
+    done = pairmill("pretrain", "demo/pretrain", "seed=5", "--print-config", cwd=tmp_path)
+    assert done.returncode == 0
+    (tmp_path / "again.yaml").write_text(done.stdout)
+    assert pairmill("pretrain", "again.yaml", "--print-config", cwd=tmp_path).stdout == done.stdout
+    assert "seed: 5" in done.stdout
+
+
+@pytest.mark.parametrize("name", SHIPPED_CONFIGS)
+def test_every_shipped_configuration_loads(name):
+    from curation.config import CurateConfig
+    from evaluation.config import EvaluateConfig
+    from pretrain.config import PretrainConfig
+
+    schemas = {"curat": CurateConfig, "pretrain": PretrainConfig, "evaluat": EvaluateConfig}
+    schema = next(schema for part, schema in schemas.items() if part in name)
+    assert load_config(name, schema)
