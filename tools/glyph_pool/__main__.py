@@ -19,8 +19,8 @@ OUT/eval/...       held-out evaluation datasets: serif, serif-letters-digits, un
 OUT/metadata.txt   the words of all Unicode names: entries for MetaCLIP balancing
 OUT/pool.json      what was made; where it is there already, nothing is done
 
-As on the web, not every pair is good: 3 % of the pictures are thumbnails of 12 to 19 pixels, 2 % of the
-captions are only a code ("U+0041"), and many drawings come in several fonts."""
+As on the web, not every pair is good: 3 % of the pictures are thumbnails of 12 to 19 pixels,
+2 % of the captions are only a code ("U+0041"), and many drawings come in several fonts."""
 
 _EPILOG = """\
 examples:

@@ -1,9 +1,10 @@
 """The typefaces and how a glyph of theirs becomes a picture.
 
-The fonts are those inside matplotlib: DejaVu and STIX, which map real Unicode code points. Left out are
-the last-resort font (placeholders), the Computer Modern and STIXNonUnicode fonts (their code points are
-not the characters that they draw). Text layout is Pillow's basic one, so that no shaping library
-changes a picture; what remains of the platform is the FreeType inside Pillow.
+The fonts are those inside matplotlib: DejaVu and STIX, which map real Unicode code points. Left out
+are the last-resort font (placeholders), the Computer Modern and STIXNonUnicode fonts (their code
+points are not the characters that they draw) and the 20 glyphs of DejaVu Serif Display. Text layout
+is Pillow's basic one, so that no shaping library changes a picture; what remains of the platform is
+the FreeType inside Pillow.
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ from configs.errors import DataError
 # accent to show, small enough to draw every glyph in seconds.
 CANONICAL_SIZE_PIXELS = 96
 
-# General categories with a picture of its own: letters, numbers, punctuation, symbols. Combining marks
-# (M) need a base, Z and C draw nothing; Sk are the spacing accents, which differ by height alone.
-_DRAWN_CATEGORIES = frozenset("Lu Ll Lt Lm Lo Nd Nl No Pc Pd Ps Pe Pi Pf Po Sm Sc So".split())
+# General categories with a picture of their own: letters, numbers, punctuation, symbols. Combining
+# marks (M) need a base, Z and C draw nothing; Sk are spacing accents, which differ by height alone.
+_DRAWN_CATEGORIES = frozenset(
+    "Lu,Ll,Lt,Lm,Lo,Nd,Nl,No,Pc,Pd,Ps,Pe,Pi,Pf,Po,Sm,Sc,So".split(",")  # noqa: SIM905
+)
 
 
 @dataclass(frozen=True)
@@ -92,8 +95,8 @@ def font_path(face: Face) -> Path:
     path = _folder() / f"{face.stem}.ttf"
     if not path.is_file():
         raise DataError(
-            f"the font {path.name} is not in matplotlib's font folder {_folder()}. The glyph pool needs "
-            "the DejaVu and STIX fonts that matplotlib ships: reinstall it (pip install matplotlib)."
+            f"the font {path.name} is not in matplotlib's font folder {_folder()}. The glyph pool "
+            "needs the DejaVu and STIX fonts of matplotlib: reinstall it (pip install matplotlib)."
         )
     return path
 
@@ -105,7 +108,10 @@ def _sized(stem: str, size_pixels: int) -> ImageFont.FreeTypeFont:
 
 
 def draw_ink(face: Face, codepoint: int, size_pixels: int) -> tuple[Image.Image, int] | None:
-    """Return the glyph's ink (grey levels, cropped) and its top above the baseline, None if it is empty."""
+    """Return the glyph's ink (grey levels, cropped) and its top's pixels above the baseline.
+
+    None where the glyph is empty.
+    """
     font, text = _sized(face.stem, size_pixels), chr(codepoint)
     left, top, right, bottom = (round(edge) for edge in font.getbbox(text, anchor="ls"))
     canvas = Image.new("L", (max(1, right - left), max(1, bottom - top)), 0)
@@ -117,9 +123,9 @@ def draw_ink(face: Face, codepoint: int, size_pixels: int) -> tuple[Image.Image,
 
 
 def scan(face: Face) -> dict[int, bytes]:
-    """Return code point -> digest of its canonical drawing, for each character that is fit for the pool.
+    """Return code point -> digest of its canonical drawing, for each character fit for the pool.
 
-    A drawing is the ink alone: where it stands on the line does not count, since a picture's place varies.
+    A drawing is the ink alone: where it stands on the line does not count, since pictures vary it.
     """
     with TTFont(font_path(face), lazy=True) as font:
         codepoints = sorted(font.getBestCmap())
@@ -142,8 +148,8 @@ def scan(face: Face) -> dict[int, bytes]:
 class Look:
     """How one picture is drawn; every field comes from a hash of its uid.
 
-    `side_pixels` of the square picture; `em` the font size, `shift_x` and `shift_y` the displacement,
-    each as a fraction of the side; `paper` and `ink` grey levels, 0 black.
+    `side_pixels` of the square picture; `em` the font size, `shift_x` and `shift_y` the
+    displacement, each as a fraction of the side; `paper` and `ink` grey levels, 0 black.
     """
 
     side_pixels: int

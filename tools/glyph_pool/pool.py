@@ -43,17 +43,20 @@ Map = Callable[[Callable[[Item], Result], Sequence[Item]], Iterator[Result]]
 def make_pool(
     out: Path, *, limit: int | None = None, shuffle_captions: bool = False, num_workers: int = 2
 ) -> dict[str, Any]:
-    """Make the pool in the folder `out` and return its pool.json; do nothing where it is already there.
+    """Make the pool in the folder `out` and return its pool.json; do nothing where it is there.
 
-    `limit` bounds the training pairs (characters whole: letters and digits first, then by hash);
+    `limit` bounds the training pairs (letters and digits first, then characters by hash);
     `shuffle_captions` permutes the training captions: the control that must not learn. The bytes
-    depend on these two and on the versions of matplotlib, Pillow and Python only, not on `num_workers`.
+    depend on these two and on the versions of matplotlib, Pillow and Python only, not on
+    `num_workers`.
     Raises UsageError where `out` holds anything else, DataError where the fonts are missing.
     """
     out = Path(out)
     options = {"limit": limit, "shuffle_captions": shuffle_captions}
     if limit is not None and limit < 1:
-        raise UsageError(f"limit: got {limit}, expected at least 1 pair. Leave it out for the whole pool.")
+        raise UsageError(
+            f"limit: got {limit}, expected at least 1 pair. Leave it out for the whole pool."
+        )
     existing = _existing_pool(out, options)
     if existing is not None:
         print(f"{out} already holds this pool: nothing to do.", file=sys.stderr)
@@ -69,7 +72,7 @@ def make_pool(
                 drawings[face.stem] = found
                 bar.advance(1, samples=len(found))
         split = split_glyphs(drawings, limit)
-        jobs = _train_jobs(folder, split, shuffle_captions) + _evaluation_jobs(folder, split)
+        jobs = training_jobs(folder, split, shuffle_captions) + _evaluation_jobs(folder, split)
         written = {}
         with progress("draw pictures", total=len(jobs), unit="tars") as bar:
             for job, (num_samples, num_bytes) in zip(jobs, run(write_tar, jobs), strict=True):
@@ -91,14 +94,14 @@ def _existing_pool(out: Path, options: dict[str, Any]) -> dict[str, Any] | None:
         found = {"version": pool["version"], **pool["options"]}
     except (OSError, ValueError, KeyError, TypeError):
         raise UsageError(
-            f"{out} is there and is not a glyph pool (it has no pool.json that can be read). Give a "
-            "folder that does not exist, or an empty one."
+            f"{out} is there and is not a glyph pool (it has no pool.json that can be read). Give "
+            "a folder that does not exist, or an empty one."
         ) from None
     wanted = {"version": VERSION, **options}
     if found != wanted:
         raise UsageError(
-            f"{out} holds another glyph pool: it was made with {found}, wanted is {wanted}. Give another "
-            "folder, or remove that one first."
+            f"{out} holds another glyph pool: it was made with {found}, wanted is {wanted}. Give "
+            "another folder, or remove that one first."
         )
     return dict(pool)
 
@@ -114,7 +117,8 @@ def _workers(num_workers: int) -> Iterator[Map[Any, Any]]:
         yield lambda function, items: executor.map(function, items)
 
 
-def _train_jobs(folder: Path, split: Split, shuffle_captions: bool) -> list[TarJob]:
+def training_jobs(folder: Path, split: Split, shuffle_captions: bool) -> list[TarJob]:
+    """Return the training tars to be written below `folder`, in an order of samples by hash."""
     (folder / "train").mkdir()
     order = draws.permutation(len(split.training), SEED, "glyph_pool/order")
     glyphs = [split.training[position] for position in order]
@@ -141,7 +145,9 @@ def _evaluation_jobs(folder: Path, split: Split) -> list[TarJob]:
     return jobs + _retrieval(folder / "eval/unseen", split.unseen)
 
 
-def _classification(folder: Path, split: Split, labels: list[int], names: list[str]) -> list[TarJob]:
+def _classification(
+    folder: Path, split: Split, labels: list[int], names: list[str]
+) -> list[TarJob]:
     new_label = {label: number for number, label in enumerate(labels)}
     chosen = [(glyph, new_label[label]) for glyph, label in split.serif if label in new_label]
     files = {
@@ -167,7 +173,8 @@ def _dataset(
 ) -> list[TarJob]:
     if not glyphs:
         raise DataError(
-            f"the evaluation dataset {folder.name} would be empty: the pool is too small. Give a larger limit."
+            f"the evaluation dataset {folder.name} would be empty: the pool is too small. "
+            "Give a larger limit."
         )
     (folder / "test").mkdir(parents=True)
     starts = range(0, len(glyphs), SAMPLES_PER_SHARD)

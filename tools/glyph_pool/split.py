@@ -1,10 +1,11 @@
 """What is trained on and what is held out.
 
-Characters whose drawings are equal in any training face (Latin A, Greek Alpha, Cyrillic A) are linked
-into *groups*; a group is trained on or held out as a whole, so that no held-out drawing is met in
-training under another name. The held-out tenth is the retrieval set `unseen`. The DejaVu Serif family
-is held out for the classification set `serif`, over the characters that training shows in
->= MIN_TRAINING_FACES faces.
+Characters whose drawings are equal in any training face (Latin A, Greek Alpha, Cyrillic A) are
+linked into *groups*; a group is trained on or held out as a whole, so that no held-out drawing is
+met in training under another name. The held-out tenth is the retrieval set `unseen`. The DejaVu
+Serif family is held out for the classification set `serif`, over the characters that training shows
+in >= MIN_TRAINING_FACES faces. Equal means every pixel at CANONICAL_SIZE_PIXELS: drawings that
+differ by a hair (some twenty pairs of classes, such as e with diaeresis and Cyrillic io) stay two.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ class UnseenCharacter:
 class Split:
     """The glyphs of each part of the pool.
 
-    `serif` pairs a glyph with its label; `class_codepoints[label]` are the characters merged into that
-    class, lowest first, which names it.
+    `serif` pairs a glyph with its label; `class_codepoints[label]` are the characters merged into
+    that class, lowest first, which names it.
     """
 
     training: tuple[Glyph, ...]
@@ -60,7 +61,7 @@ class Split:
 
 
 def link_equal_drawings(drawings: Iterable[Mapping[int, bytes]]) -> list[tuple[int, ...]]:
-    """Return the groups of characters linked by equal drawings, each sorted, by lowest code point."""
+    """Return the groups of characters linked by equal drawings, sorted by lowest code point."""
     parent: dict[int, int] = {}
 
     def root(codepoint: int) -> int:
@@ -85,29 +86,30 @@ def _is_held_out(group: tuple[int, ...]) -> bool:
     return float(draws.uniform(SEED, "glyph_pool/held_out", group[0])) < HELD_OUT_FRACTION
 
 
-def _order(group: tuple[int, ...]) -> tuple[bool, int]:
-    # A limited pool keeps its letters and digits, or its smaller evaluation would be empty.
-    is_common = not LETTERS_AND_DIGITS.isdisjoint(group)
-    return (not is_common, int(draws.bits(SEED, "glyph_pool/limit", group[0])))
-
-
 def split_glyphs(drawings: Drawings, limit: int | None = None) -> Split:
-    """Split all glyphs. `limit` bounds the training glyphs: letters and digits first, then by hash."""
-    training_drawings = [drawings[face.stem] for face in TRAINING_FACES]
+    """Split all glyphs; `limit` bounds those of training.
+
+    A limited split takes letters and digits first, or its smaller evaluation would be empty, then
+    characters by hash of their group; what is held out is held out under every limit.
+    """
+    groups = link_equal_drawings(drawings[face.stem] for face in TRAINING_FACES)
+    group_of = {codepoint: group for group in groups for codepoint in group}
+
+    def order(codepoint: int) -> tuple[bool, int, int]:
+        by_hash = int(draws.bits(SEED, "glyph_pool/limit", group_of[codepoint][0]))
+        return codepoint not in LETTERS_AND_DIGITS, by_hash, codepoint
+
     training: list[Glyph] = []
-    held_out = []
-    for group in sorted(link_equal_drawings(training_drawings), key=_order):
+    held_out = set()
+    for codepoint in sorted(group_of, key=order):
         if limit is not None and len(training) >= limit:
             break
+        group = group_of[codepoint]
         if _is_held_out(group):
-            held_out.append(group)
+            held_out.add(group)
             continue
-        training += [
-            (face.stem, codepoint)
-            for codepoint in group
-            for face in TRAINING_FACES
-            if codepoint in drawings[face.stem]
-        ]
+        faces = [face for face in TRAINING_FACES if codepoint in drawings[face.stem]]
+        training += [(face.stem, codepoint) for face in faces]
     training = training[:limit]
     unseen = tuple(_unseen(group, drawings) for group in sorted(held_out))
     serif, class_codepoints = _serif_classes(training, drawings)
@@ -128,8 +130,8 @@ def _serif_classes(
 ) -> tuple[tuple[tuple[Glyph, int], ...], tuple[tuple[int, ...], ...]]:
     """Merge the characters that DejaVu Serif's regular face draws alike into one class.
 
-    A glyph of another style whose drawing two classes share (italic Cyrillic te and Latin m) cannot be
-    labelled, and is left out.
+    A glyph of another style whose drawing two classes share (italic Cyrillic te and Latin m) cannot
+    be labelled, and is left out.
     """
     num_faces: dict[int, int] = defaultdict(int)
     for _, codepoint in training:

@@ -1,7 +1,7 @@
-"""The tars of the pool: img2dataset's layout for training, CLIP_benchmark's for evaluation (docs/formats.md).
+"""The tars of the pool (docs/formats.md): img2dataset's layout to train, CLIP_benchmark's to test.
 
-Every picture is a pure function of its glyph: its uid is a hash of face and code point, and all that
-varies in it is drawn from the uid, so tars do not depend on who writes them or in which order.
+Every picture is a pure function of its glyph: its uid is a hash of face and code point, and all
+that varies in it is drawn from the uid, so tars do not depend on who writes them or in which order.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ Member = tuple[str, bytes]
 class TarJob:
     """One tar to be written: `kind` says what stands beside each picture.
 
-    `texts` has one entry a glyph: the caption (train), the label (class), or the captions, one a line
-    (retrieval). `first` is the number of the first sample, for train within the shard.
+    `texts` has one entry a glyph: the caption (train), the label (class), or the captions, one a
+    line (retrieval). `first` numbers the first sample of an evaluation tar within its dataset.
     """
 
     path: Path
@@ -112,7 +112,9 @@ def _evaluation_members(job: TarJob, extension: str) -> Iterator[Member]:
 def _write_tar(path: Path, members: Iterable[Member]) -> int:
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for name, content in members:
-            header = tarfile.TarInfo(name)  # time, owner and group stay 0: the same bytes every time
+            header = tarfile.TarInfo(
+                name
+            )  # time, owner and group stay 0: the same bytes every time
             header.size = len(content)
             tar.addfile(header, io.BytesIO(content))
     return path.stat().st_size
