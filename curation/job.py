@@ -64,7 +64,7 @@ def curate(config: CurateConfig) -> CurationReport:
     """Run the stages of a job; return what they counted.
 
     Raises:
-        UsageError: an input is missing, the output holds something else, an earlier stage is missing.
+        UsageError: an input or an earlier stage is missing, the output holds something else.
         DataError: no shard can be read, no sample is kept, or files changed meanwhile.
     """
     _check(config)
@@ -192,8 +192,8 @@ def dry_run(config: CurateConfig) -> str:
     per_block, per_shard = config.write.shards_per_block, config.write.samples_per_shard
     lines += [
         f"rules, in order: {rules}",
-        f"{len(shards):,} shards make {-(-len(shards) // per_block):,} block(s) of up to {per_block:,}; samples "
-        f"are shuffled within a block and written {per_shard:,} to a shard",
+        f"{len(shards):,} shards make {-(-len(shards) // per_block):,} block(s) of up to "
+        f"{per_block:,}; samples are shuffled within a block and written {per_shard:,} to a shard",
         f"dataset: {config.output}; decisions and partial results: {config.work_dir}",
     ]
     return "\n".join(lines)
