@@ -1,12 +1,13 @@
 """Randomness as a function: every draw is hash(seed, purpose, uid or global position).
 
 Nothing here holds state, so a draw does not depend on workers, ranks, order or restarts (DESIGN
-section 3). The mixer is the finalizer of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), chained over
-the words of the counter; it is written in numpy uint64 arithmetic, which is exact and the same on every
-platform and version. Numpy's own generators are not used: their distributions may change by version.
+section 3). The mixer is the finalizer of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), chained
+over the words of the counter; it is written in numpy uint64 arithmetic, which is exact and the same
+on every platform and version. Numpy's own generators are not used: their distributions may change
+by version.
 
-Symbols: `seed` any int; `purpose` a short constant such as "balance/draw" that keeps two uses of one
-seed apart; `words` arrays of unsigned 64-bit integers that broadcast against each other.
+Symbols: `seed` any int; `purpose` a short constant such as "balance/draw" that keeps two uses of
+one seed apart; `words` arrays of unsigned 64-bit integers that broadcast against each other.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def bits(seed: int, purpose: str, *words: npt.ArrayLike) -> UInt64Array:
 
 
 def uniform(seed: int, purpose: str, *words: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """Return draws from [0, 1), multiples of 2**-53, one for each element of the broadcast `words`."""
+    """Return a draw from [0, 1), a multiple of 2**-53, for each element of the `words`."""
     return (bits(seed, purpose, *words) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 

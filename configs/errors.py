@@ -7,7 +7,8 @@
     └── CheckpointError      a checkpoint is missing, damaged or of another kind
 
 `assert` is for our own invariants only. The `pairmill` command prints a `PairmillError` without a
-traceback (with one under PAIRMILL_TRACEBACK=1); anything else is a bug of ours and keeps its traceback.
+traceback (with one under PAIRMILL_TRACEBACK=1); anything else is a bug of ours and keeps its
+traceback.
 """
 
 from __future__ import annotations

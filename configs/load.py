@@ -27,7 +27,7 @@ Tree = dict[str, Any]
 
 
 def find_config(name: str | Path, *, beside: Path | None = None) -> Path:
-    """Return the file that `name` means: a path (relative to `beside` first), or a shipped file's name."""
+    """Return the file of a path (relative to `beside` first) or of a shipped file's name."""
     text = str(name)
     stems = [text, f"{text}.yaml"]
     folders = [beside] if beside is not None else []
@@ -63,8 +63,9 @@ def _merge(parent: Tree, child: Tree, *, is_section: bool = True) -> Tree:
     merged = dict(parent)
     for key, value in child.items():
         inherited = merged.get(key)
-        both = isinstance(value, dict) and isinstance(inherited, dict)
-        merged[key] = _merge(inherited, value) if both else value
+        if isinstance(value, dict) and isinstance(inherited, dict):
+            value = _merge(inherited, value)
+        merged[key] = value
     return merged
 
 
@@ -82,12 +83,16 @@ def _resolve_file(path: Path, seen: tuple[Path, ...] = ()) -> Tree:
 
 
 def apply_override(tree: Tree, override: str) -> None:
-    """Set one dotted `key.path=value` in `tree`; the value is YAML, list items go by their number."""
+    """Set one dotted `key.path=value` in `tree`.
+
+    The value is YAML, list items go by their number.
+    """
     path, equals, text = override.partition("=")
     keys = path.split(".")
     if not equals or not all(keys):
         raise ConfigError(
-            f"override {override!r}: expected key.path=value, for example seed=1 or rules.0.min_words=3."
+            f"override {override!r}: expected key.path=value, for example seed=1 or "
+            "rules.0.min_words=3."
         )
     try:
         value = yaml.safe_load(text)
@@ -170,7 +175,10 @@ def _short(value: Any) -> str:
 
 
 def _path(loc: Sequence[Any], tree: Any) -> str:
-    """Write an error's location as a dotted path. Pydantic puts union tags into it: leave them out."""
+    """Write an error's location as a dotted path.
+
+    Pydantic puts union tags into it: leave them out.
+    """
     path, node = [], tree
     for part in loc:
         if isinstance(node, dict) and part not in node and node.get("name") == part:

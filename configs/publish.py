@@ -1,8 +1,8 @@
 """Done is a file renamed into place: write to a temporary name, flush to disk, then rename.
 
 A reader therefore never sees half a file, and a rerun tells done from not done by existence alone.
-The temporary name stands in the same folder (rename is atomic within one file system only) and carries
-".tmp-", so that left-overs of a killed run can be told apart and removed.
+The temporary name stands in the same folder (rename is atomic within one file system only) and
+carries ".tmp-", so that left-overs of a killed run can be told apart and removed.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def published_folder(path: Path | str) -> Iterator[Path]:
 
 
 def publish_folder(temporary: Path, path: Path) -> None:
-    """Flush the files of a finished temporary folder and rename it to `path`, which must not exist."""
+    """Flush a finished temporary folder and rename it to `path`, which must not exist."""
     for file in sorted(temporary.rglob("*")):
         if file.is_dir():
             fsync_folder(file)

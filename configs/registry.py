@@ -1,4 +1,5 @@
-"""Tables of named variants (filters, balancers, objectives, ...), each a factory: keywords in, a part out.
+"""Tables of named variants (filters, balancers, objectives, ...), each a factory: keywords in, a
+part out.
 
     filters = Registry[Filter]("filter")
 
@@ -6,8 +7,8 @@
     def caption_length(*, min_words: Annotated[int, Field(ge=0)] = 0) -> Filter:
         ...
 
-In a configuration the variant is a section tagged by its `name`; the keywords of the factory are the
-section's keys, validated from their annotations, so that adding a variant is adding one file:
+In a configuration the variant is a section tagged by its `name`; the keywords of the factory are
+the section's keys, validated from their annotations, so that adding a variant is adding one file:
 
     class CurateConfig(Config):
         rules: tuple[Annotated[Variant, Tagged(filters, balancers)], ...]
@@ -70,7 +71,10 @@ class Config(BaseModel):
         loc, context = problem["loc"], problem.get("ctx", {})
         if kind == "extra_forbidden" and len(loc) == 1:
             known = ", ".join(cls.model_fields)
-            kind, context = "unknown_key", {"hint": did_you_mean(str(loc[0]), cls.model_fields), "known": known}
+            kind, context = (
+                "unknown_key",
+                {"hint": did_you_mean(str(loc[0]), cls.model_fields), "known": known},
+            )
         elif kind == "missing":
             kind = "required_key"
         if kind in _OUR_ERRORS:  # pydantic rebuilds its own kinds by name, ours need their template
@@ -113,9 +117,7 @@ class Registry(Generic[Built]):
     def __getitem__(self, name: str) -> Callable[..., Built]:
         if name not in self._factories:
             hint = did_you_mean(name, self._factories)
-            raise ConfigError(
-                f"no {self.kind} is called {name!r}{hint} Known: {', '.join(self)}."
-            )
+            raise ConfigError(f"no {self.kind} is called {name!r}{hint} Known: {', '.join(self)}.")
         return self._factories[name]
 
     def __contains__(self, name: object) -> bool:
@@ -147,12 +149,14 @@ def _section(name: str, factory: Callable[..., Any]) -> type[Variant]:
 
 
 class Tagged:
-    """Annotation of a field that holds one variant of any of the `registries`, chosen by its `name`."""
+    """Annotation of a field that holds one variant of the `registries`, chosen by its `name`."""
 
     def __init__(self, *registries: Registry[Any]) -> None:
         self.registries = registries
 
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
         choices: dict[Any, CoreSchema] = {
             name: handler.generate_schema(registry.section(name))
             for registry in self.registries

@@ -54,7 +54,8 @@ def check_batch(config: PretrainConfig, world_size: int) -> None:
     """Refuse a global batch that does not divide among the ranks."""
     if config.global_batch_size % world_size:
         raise ConfigError(
-            f"global_batch_size {config.global_batch_size:,} does not divide among {world_size} ranks; "
+            f"global_batch_size {config.global_batch_size:,} does not divide among {world_size} "
+            "ranks; "
             f"choose a multiple of {world_size}."
         )
 

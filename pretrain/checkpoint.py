@@ -1,9 +1,10 @@
 """Checkpoints: folders published by rename, verified by digest on load (docs/formats.md).
 
-    checkpoints/samples-000000012800/
-        checkpoint.json   engine/ (resume: read only inside the run that wrote it)
-        config.yaml       model/  (evaluation-ready: an open_clip `local-dir:` folder with its tokenizer)
-    checkpoints/latest    one line, written last
+checkpoints/samples-000000012800/
+    checkpoint.json   engine/ (resume: read only inside the run that wrote it)
+    config.yaml       model/  (evaluation-ready: an open_clip `local-dir:` folder with its
+    tokenizer)
+checkpoints/latest    one line, written last
 """
 
 from __future__ import annotations
@@ -77,7 +78,9 @@ def read_record(folder: Path, *, verify: bool = True) -> CheckpointRecord:
     except ValueError as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
     if record.version != VERSION:
-        raise CheckpointError(f"{path} is of version {record.version}, this pairmill reads {VERSION}.")
+        raise CheckpointError(
+            f"{path} is of version {record.version}, this pairmill reads {VERSION}."
+        )
     for name, digest in record.files.items() if verify else ():
         member = folder / name
         if not member.is_file():
@@ -107,7 +110,8 @@ def model_folder(path: Path) -> Path:
     """
     if not path.is_dir():
         raise CheckpointError(
-            f"there is no folder {path}. Expected a run folder, one of its checkpoints, or a folder "
+            f"there is no folder {path}. Expected a run folder, one of its checkpoints, or a "
+            "folder "
             f"with {OPEN_CLIP_CONFIG}."
         )
     candidates = [path, path / "model"]

@@ -1,10 +1,20 @@
-"""The configuration of a pretraining run. The clock is samples: steps are derived (DESIGN section 5)."""
+"""The configuration of a pretraining run.
+
+The clock is samples: steps are derived (DESIGN section 5).
+"""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from configs.registry import Config, Tagged, Variant
 from pretrain.objectives import objectives
@@ -16,7 +26,9 @@ Area = Annotated[float, Field(gt=0, le=1)]
 class DataConfig(Config):
     """What is trained on and how it is cut."""
 
-    manifest: str = Field(description="a dataset folder with a manifest.json, from `pairmill curate`")
+    manifest: str = Field(
+        description="a dataset folder with a manifest.json, from `pairmill curate`"
+    )
     window_shards: PositiveInt = 16
     num_workers: NonNegativeInt = 1
     max_image_pixels: PositiveInt = 100_000_000
@@ -40,7 +52,9 @@ class AugmentationConfig(Config):
     @model_validator(mode="after")
     def _ranges_ascend(self) -> Self:
         if self.scale[0] > self.scale[1] or self.ratio[0] > self.ratio[1]:
-            raise ValueError(f"expected [low, high] ranges, got scale {self.scale}, ratio {self.ratio}")
+            raise ValueError(
+                f"expected [low, high] ranges, got scale {self.scale}, ratio {self.ratio}"
+            )
         return self
 
 
@@ -61,7 +75,7 @@ class OptimizerConfig(Config):
     beta2: Fraction = 0.98
     eps: PositiveFloat = 1.0e-6
     warmup_samples: NonNegativeInt = 0
-    max_gradient_norm: NonNegativeFloat = Field(1.0, description="0 turns clipping off")
+    max_gradient_norm: NonNegativeFloat = 1.0  # 0 turns clipping off
     max_logit_scale: PositiveFloat = 100.0
 
 
@@ -70,7 +84,7 @@ class EngineConfig(Config):
 
     zero_stage: Literal[0, 1] = 1
     precision: Literal["fp32", "bf16"] = "fp32"
-    num_threads: PositiveInt | None = Field(None, description="torch threads a rank; null: cores / ranks")
+    num_threads: PositiveInt | None = None  # torch threads a rank; null: cores / ranks
 
     @model_validator(mode="after")
     def _bf16_needs_master_weights(self) -> Self:
@@ -92,7 +106,9 @@ class PretrainConfig(Config):
 
     name: str
     seed: NonNegativeInt = 0
-    output: str = Field(description="the run folder: checkpoints, metrics.jsonl, tensorboard, config.yaml")
+    output: str = Field(
+        description="the run folder: checkpoints, metrics.jsonl, tensorboard, config.yaml"
+    )
     data: DataConfig
     tokenizer: TokenizerConfig = TokenizerConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
@@ -109,7 +125,8 @@ class PretrainConfig(Config):
     def _budget_holds_a_batch(self) -> Self:
         if self.samples < self.global_batch_size:
             raise ValueError(
-                f"samples {self.samples:,} is less than one global batch of {self.global_batch_size:,}"
+                f"samples {self.samples:,} is less than one global batch of "
+                f"{self.global_batch_size:,}"
             )
         return self
 

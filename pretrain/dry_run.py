@@ -1,4 +1,4 @@
-"""Check a run before it is queued: the configuration, the dataset, the batch arithmetic, the model's size."""
+"""Check a run before it is queued: configuration, dataset, batch arithmetic, model size."""
 
 from __future__ import annotations
 
@@ -33,14 +33,18 @@ def dry_run(config: PretrainConfig) -> str:
     return "\n".join(
         [
             describe(config, manifest, world_size),
-            f"model {config.model}: {total / 1e6:.2f} M parameters ({image / 1e6:.2f} M image tower, the "
-            f"rest text tower with a vocabulary of {model_config['text_cfg'].get('vocab_size', 49408):,} "
+            f"model {config.model}: {total / 1e6:.2f} M parameters ({image / 1e6:.2f} M image "
+            "tower, the "
+            "rest text tower with a vocabulary of "
+            f"{model_config['text_cfg'].get('vocab_size', 49408):,} "
             "until the tokenizer is trained), "
             f"{model.image_size} px, {kept} of {model.num_patches} patches kept, "
             f"{model.context_length} text tokens",
-            f"memory: {total * _BYTES_A_PARAMETER / 2**20:,.0f} MiB for weights, gradients and AdamW "
+            f"memory: {total * _BYTES_A_PARAMETER / 2**20:,.0f} MiB for weights, gradients and "
+            "AdamW "
             "on one rank without ZeRO, activations not counted",
-            f"learning rate {config.optimizer.learning_rate:g} after {warmup:,.1f} steps of warmup, then "
+            f"learning rate {config.optimizer.learning_rate:g} after {warmup:,.1f} steps of "
+            "warmup, then "
             f"cosine to 0; {checkpoints:,} checkpoints before the last; output {config.output}",
         ]
     )

@@ -1,9 +1,9 @@
 """DeepSpeed: construction, one step, its state. The only file that imports it.
 
-One CPU process, several gloo processes, or NCCL: the launcher's environment says which (torchrun sets
-RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT); without it this is a run of one process.
-Nothing is compiled at start: the optimizer is torch's own, and DeepSpeed's shared-memory operator for
-CPU communication (a minute of compiling) is switched off before it is asked for.
+One CPU process, several gloo processes, or NCCL: the launcher's environment says which (torchrun
+sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT); without it this is a run of one
+process. Nothing is compiled at start: the optimizer is torch's own, and DeepSpeed's shared-memory
+operator for CPU communication (a minute of compiling) is switched off before it is asked for.
 """
 
 from __future__ import annotations
@@ -66,9 +66,16 @@ def start_processes(num_threads: int | None) -> torch.device:
     return device
 
 
+def stop_processes() -> None:
+    """Leave the group of ranks at the end of the process."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Split parameters: gains, biases, scalars, class tokens and positions are not decayed (FLIP)."""
-    decayed, plain = [], []
+    """Split parameters: gains, biases, scalars, class token and positions do not decay (FLIP)."""
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         excluded = parameter.ndim < 2 or "positional_embedding" in name or "class_embedding" in name
         (plain if excluded else decayed).append(parameter)
@@ -111,14 +118,19 @@ class Engine:
         """Accumulate gradients and average them over the ranks."""
         self._engine.backward(loss)
 
-    def step(self, learning_rate: float) -> float:
-        """Clip, update the weights, clamp the logit scale; return the gradient norm before clipping."""
+    def step(self, learning_rate: float) -> Tensor | float:
+        """Clip, update the weights, clamp the logit scale; return the gradient norm before
+        clipping.
+
+        The norm stays on the device, so that only a step that logs it waits for it.
+        """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
         norm = self._stage_0_norm() if self._zero_stage == 0 else None
         self._engine.step()
         self._clamp_logit_scale(math.log(self._optimizer_config.max_logit_scale))
-        return float(self._engine.get_global_grad_norm() if norm is None else norm)
+        reported: Tensor | float = self._engine.get_global_grad_norm() if norm is None else norm
+        return reported
 
     def _stage_0_norm(self) -> Tensor:
         # At stage 0 in fp32 DeepSpeed reports no norm; its gradients are the parameters' own then.
@@ -140,7 +152,7 @@ class Engine:
         return {name: safe_get_full_fp32_param(parameter) for name, parameter in parameters.items()}
 
     def gradients(self) -> dict[str, Tensor]:
-        """Return the averaged gradients by parameter name, between backward and step (for tests)."""
+        """Return the averaged gradients by parameter name, between backward and step."""
         get = deepspeed.utils.safe_get_full_grad
         return {name: get(parameter) for name, parameter in self.model.named_parameters()}
 

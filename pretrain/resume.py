@@ -1,7 +1,9 @@
-"""Save a run and find it again: all ranks write, rank 0 publishes; the newest sound checkpoint wins.
+"""Save a run and find it again: all ranks write, rank 0 publishes; the newest sound checkpoint
+wins.
 
 A resumed run must be the same run: its configuration (but for intervals, workers, threads and the
-folder) and its dataset are compared with the checkpoint's. A damaged checkpoint is passed over, loudly.
+folder) and its dataset are compared with the checkpoint's. A damaged checkpoint is passed over,
+loudly.
 """
 
 from __future__ import annotations
@@ -25,7 +27,14 @@ from pretrain.build import Parts
 from pretrain.config import PretrainConfig
 
 # What may change between the parts of one run: it does not change the result.
-_FREE_KEYS = {"name", "output", "intervals", "data.num_workers", "data.manifest", "engine.num_threads"}
+_FREE_KEYS = {
+    "name",
+    "output",
+    "intervals",
+    "data.num_workers",
+    "data.manifest",
+    "engine.num_threads",
+}
 
 
 def save(config: PretrainConfig, parts: Parts, step_number: int) -> Path:
@@ -137,12 +146,14 @@ def _check_same_run(
         )
     if record.manifest_digest != parts.manifest.digest:
         raise CheckpointError(
-            f"{folder} was trained on another dataset (manifest {record.manifest_digest[:12]}.., now "
+            f"{folder} was trained on another dataset (manifest {record.manifest_digest[:12]}.., "
+            "now "
             f"{parts.manifest.digest[:12]}..). Choose another `output`, or restore the dataset."
         )
     if record.zero_stage > 0 and record.world_size != parts.group.size:
         raise CheckpointError(
-            f"{folder} was written by {record.world_size} ranks at ZeRO stage {record.zero_stage} and "
+            f"{folder} was written by {record.world_size} ranks at ZeRO stage {record.zero_stage} "
+            "and "
             f"cannot be continued on {parts.group.size}; start {record.world_size} ranks."
         )
 

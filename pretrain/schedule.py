@@ -10,8 +10,8 @@ def warmup_cosine(
 ) -> float:
     """Return the learning rate of the step that starts at `samples_seen`.
 
-    Linear from peak * batch / warmup to the peak over `warmup_samples`, then half a cosine to zero at
-    `total_samples` (open_clip's and FLIP's schedule, with the clock in samples).
+    Linear from peak * batch / warmup to the peak over `warmup_samples`, then half a cosine to zero
+    at `total_samples` (open_clip's and FLIP's schedule, with the clock in samples).
     """
     if samples_seen < warmup_samples:
         return peak * min(1.0, (samples_seen + batch) / warmup_samples)

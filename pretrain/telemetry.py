@@ -1,7 +1,7 @@
 """What a run says of itself: metrics.jsonl always, TensorBoard, and a line that a person can read.
 
-Rank 0 alone writes. The columns are in docs/formats.md. A resumed run first drops the rows after its
-checkpoint, so that the log of a stopped and continued run is that of an uninterrupted one.
+Rank 0 alone writes. The columns are in docs/formats.md. A resumed run first drops the rows after
+its checkpoint, so that the log of a stopped and continued run is that of an uninterrupted one.
 """
 
 from __future__ import annotations

@@ -2,13 +2,15 @@
 
     outcome = pretrain(config)       # the same call continues a stopped run
 
-Read `pretrain` first, then `Run.step`. The state of a run is its samples seen: data order, masks and
-learning rate are functions of it. SIGTERM and SIGUSR1 mean: finish the step, save, stop (exit 75).
+Read `pretrain` first, then `Run.step`. The state of a run is its samples seen: data order, masks
+and learning rate are functions of it. SIGTERM and SIGUSR1 mean: finish the step, save, stop (exit
+75).
 """
 
 from __future__ import annotations
 
 import json
+import resource
 import signal
 import sys
 import time
@@ -113,7 +115,9 @@ class Run:
             total_samples=self.config.num_steps * batch,
         )
 
-    def _log(self, losses: list[torch.Tensor], norm: float, learning_rate: float) -> None:
+    def _log(
+        self, losses: list[torch.Tensor], norm: torch.Tensor | float, learning_rate: float
+    ) -> None:
         group, meter = self.parts.group, self.meter
         bad = torch.tensor(float(self.bad_samples), device=losses[0].device)
         values = torch.stack([*(loss.detach().float() for loss in losses), bad / group.size])
@@ -134,7 +138,7 @@ class Run:
             "accuracy_t2i": accuracy_t2i,
             "samples_per_second": rate,
             "data_wait_fraction": meter.waited / elapsed,
-            "gradient_norm": norm,
+            "gradient_norm": float(norm),
             "logit_scale": float(self.parts.engine.model.clip.logit_scale.detach().exp()),
             "learning_rate": learning_rate,
             "peak_memory_bytes": peak_memory_bytes(),
@@ -167,8 +171,6 @@ def peak_memory_bytes() -> int:
     """Return the peak memory of this process: the device's where there is one, else resident."""
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
-    import resource
-
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
@@ -239,16 +241,18 @@ def open_run(config: PretrainConfig, parts: Parts) -> Run:
 
 
 def loop(run: Run, request: StopRequest) -> None:
-    """Take steps until the budget is spent or a stop is agreed on; save at intervals and at the end."""
+    """Take steps until the budget is spent or a stop is agreed on.
+
+    Save at intervals and at the end.
+    """
     if run.is_finished():
         return
-    loader = batches(
+    source = batches(
         run.parts.dataset,
         first=run.step_number,
         last=run.config.num_steps,
         num_workers=run.config.data.num_workers,
     )
-    source = iter(loader)
     run.meter = Meter()
     while not run.is_finished():
         waiting = time.perf_counter()
@@ -265,9 +269,11 @@ def loop(run: Run, request: StopRequest) -> None:
 def describe(config: PretrainConfig, manifest: Manifest, world_size: int) -> str:
     """Say the arithmetic of a run in words."""
     batch, steps = config.global_batch_size, config.num_steps
+    ranks = "1 rank" if world_size == 1 else f"{world_size} ranks"
     return (
-        f"{config.name}: global batch {batch:,} = {world_size} ranks x {batch // world_size:,}; "
-        f"{steps:,} steps make {steps * batch:,} samples, {steps * batch / manifest.num_samples:.2f} "
+        f"{config.name}: global batch {batch:,} = {ranks} x {batch // world_size:,} samples; "
+        f"{steps:,} steps make {steps * batch:,} samples, "
+        f"{steps * batch / manifest.num_samples:.2f} "
         f"passes over the {manifest.num_samples:,} of {config.data.manifest}; "
         f"mask ratio {config.reduction.mask_ratio:g}; ZeRO stage {config.engine.zero_stage}, "
         f"{config.engine.precision}"

@@ -82,7 +82,11 @@ def test_one_file_alone_imports_ray_and_one_deepspeed():
 def test_importing_a_part_leaves_the_others_alone(module, never):
     code = f"import sys, {module}; print([m for m in {never!r} if m in sys.modules])"
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-W", "ignore", "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.stdout.strip().splitlines()[-1:] == ["[]"], done.stdout + done.stderr
 

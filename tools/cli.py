@@ -1,4 +1,5 @@
-"""The `pairmill` command: parses the line, imports the one part that it needs, turns errors into exit codes.
+"""The `pairmill` command: parses the line, imports the one part that it needs, turns errors into
+exit codes.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 75 stopped on request and worth
 requeueing. stdout carries results, stderr the log.
@@ -20,7 +21,8 @@ _DESCRIPTION = (
     "  raw shards -> curate -> dataset -> pretrain -> checkpoint -> evaluate -> results -> report"
 )
 _EPILOG = (
-    "CONFIG is a YAML file or the name of one that pairmill ships; key.path=value overrides a key:\n"
+    "CONFIG is a YAML file or the name of one that pairmill ships; key.path=value overrides a "
+    "key:\n"
     "  pairmill curate demo/curate seed=1\n"
     "  pairmill pretrain my_run.yaml --dry-run\n"
     "`pairmill COMMAND --help` teaches each command."
@@ -73,10 +75,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"pairmill {options.command}: {error}", file=sys.stderr)
         return error.exit_code
     except ModuleNotFoundError as error:
-        if os.environ.get(_TRACEBACK) or error.name in {"curation", "pretrain", "evaluation", "tools"}:
+        ours = ("configs", "curation", "pretrain", "evaluation", "slurm", "tools")
+        if os.environ.get(_TRACEBACK) or (error.name or "").split(".")[0] in ours:
             raise
         print(
-            f"pairmill {options.command}: the package {error.name!r} is not installed. Install what "
+            f"pairmill {options.command}: the package {error.name!r} is not installed. Install "
+            "what "
             "this command needs: pip install 'pairmill[all]' (or [pretrain], [evaluate]).",
             file=sys.stderr,
         )

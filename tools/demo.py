@@ -1,9 +1,10 @@
-"""`make demo`: the whole chain on real pairs, from raw shards to a report, by the commands a user types.
+"""`make demo`: the whole chain on real pairs, from raw shards to a report, by the commands a user
+types.
 
     pool (tools.glyph_pool) -> curate -> pretrain -> evaluate -> report
 
-Each step is a command line that is printed before it runs, and can be typed by hand. A second run skips
-what is done.
+Each step is a command line that is printed before it runs, and can be typed by hand. A second run
+skips what is done.
 """
 
 from __future__ import annotations
@@ -27,10 +28,13 @@ def steps(folder: Path) -> list[tuple[str, list[str]]]:
     )
     evaluation = [
         f"datasets.{i}.path={pool}/eval/{name}"
-        for i, name in enumerate(("serif-letters-digits", "serif", "unseen"))
+        for i, name in enumerate(("serif", "serif-letters-digits", "unseen"))
     ]
     return [
-        ("1/5 raw shards: glyphs of bundled fonts and their Unicode names", ["tools.glyph_pool", pool]),
+        (
+            "1/5 raw shards: glyphs of bundled fonts and their Unicode names",
+            ["tools.glyph_pool", pool],
+        ),
         (
             "2/5 curate: filter and balance them into a dataset",
             [
@@ -70,7 +74,9 @@ def main() -> int:
         if code:
             print(f"demo: this step ended with exit code {code}; see above.", file=sys.stderr)
             return code
-    print(f"\n== done in {format_duration(time.monotonic() - started)}: open {folder / 'report.html'}")
+    print(
+        f"\n== done in {format_duration(time.monotonic() - started)}: open {folder / 'report.html'}"
+    )
     return 0
 
 

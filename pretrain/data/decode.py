@@ -1,8 +1,9 @@
 """Image bytes to a uint8 tensor of the training size, with crops drawn by position.
 
 JPEG is decoded at the scale that still covers the size needed (libjpeg's scaled decoding through
-Pillow's `draft`). Alpha is composed on white, other modes become RGB, EXIF orientation is applied, an
-animation gives its first frame. Images are hostile: the pixel count is checked from the header first.
+Pillow's `draft`). Alpha is composed on white, other modes become RGB, EXIF orientation is applied,
+an animation gives its first frame. Images are hostile: the pixel count is checked from the header
+first.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ Image.MAX_IMAGE_PIXELS = None
 _NUM_DRAWS = 10 * 4 + 1  # area, aspect, x, y of ten tries; the flip
 
 
-class UndecodableImage(Exception):
+class UndecodableImageError(Exception):
     """The bytes are not an image that can be used; the text says why."""
 
 
@@ -32,7 +33,8 @@ class ImageTransform:
     """RandomResizedCrop to `image_size` square pixels.
 
     `scale` is the range of the crop's share of the area, `ratio` that of its aspect (drawn
-    log-uniformly, as in torchvision and open_clip); (1, 1) for both keeps the largest centred square.
+    log-uniformly, as in torchvision and open_clip); (1, 1) for both keeps the largest centred
+    square.
     """
 
     image_size: int
@@ -42,13 +44,13 @@ class ImageTransform:
     max_image_pixels: int
 
     def draw(self, seed: int, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-        """Return the draws [b, 41] of the samples at global `positions` [b]: ten crops, one flip."""
+        """Return the draws [b, 41] of the samples at `positions` [b]: ten crops, one flip."""
         return draws.uniform(seed, "image/crop", positions[:, None], np.arange(_NUM_DRAWS)[None, :])
 
     def __call__(self, data: bytes, drawn: npt.NDArray[np.float64]) -> UInt8Array:
         """Return [3, image_size, image_size] uint8, cropped by one row of `draw`.
 
-        Raises UndecodableImage.
+        Raises UndecodableImageError.
         """
         image = self._open(data)
         box = self._crop(image.width, image.height, drawn)
@@ -62,24 +64,27 @@ class ImageTransform:
         try:
             image = Image.open(io.BytesIO(data))
             if image.width * image.height > self.max_image_pixels:
-                raise UndecodableImage(
+                raise UndecodableImageError(
                     f"{image.width} x {image.height} pixels are more than {self.max_image_pixels:,}"
                 )
             # A crop of the smallest area must still cover the output after scaled decoding.
             needed = math.ceil(self.image_size / math.sqrt(self.scale[0]))
             image.draft("RGB", (needed, needed))
             return _to_rgb(ImageOps.exif_transpose(image))
-        except UndecodableImage:
+        except UndecodableImageError:
             raise
-        except Exception as error:  # decoders raise OSError, ValueError, SyntaxError, struct.error, ...
-            raise UndecodableImage(f"{type(error).__name__}: {error}") from None
+        except (
+            Exception
+        ) as error:  # decoders raise OSError, ValueError, SyntaxError, struct.error, ...
+            raise UndecodableImageError(f"{type(error).__name__}: {error}") from None
 
     def _crop(
         self, width: int, height: int, drawn: npt.NDArray[np.float64]
     ) -> tuple[float, float, float, float]:
         """Draw the crop box (left, top, right, bottom) in pixels of the decoded image.
 
-        Ten tries as in torchvision's RandomResizedCrop, then the largest centred box within `ratio`.
+        Ten tries as in torchvision's RandomResizedCrop, then the largest centred box within
+        `ratio`.
         """
         low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
         for area, aspect, x, y in drawn[:-1].reshape(-1, 4).tolist():

@@ -1,8 +1,9 @@
-"""Global batches in order: each worker makes whole local batches, the DataLoader keeps their sequence.
+"""Global batches in order: each worker makes whole local batches, the DataLoader keeps their
+sequence.
 
 Everything in a batch is a function of (seed, manifest, position): samples, crops, kept patches and
-replacements do not depend on workers, ranks or restarts. A bad image is replaced by a sample drawn by
-hash, named and counted in the batch.
+replacements do not depend on workers, ranks or restarts. A bad image is replaced by a sample drawn
+by hash, named and counted in the batch.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from configs import draws
-from configs.errors import DataError
+from configs.errors import DataError, PairmillError
 from curation.manifest import Manifest
-from pretrain.data.decode import ImageTransform, UndecodableImage
-from pretrain.data.order import Place, SampleOrder
-from pretrain.data.reader import RawSample, ShardReader, UnusableSample
+from pretrain.data.decode import ImageTransform, UndecodableImageError
+from pretrain.data.order import SampleOrder
+from pretrain.data.reader import RawSample, ShardReader, UnusableSampleError
 from pretrain.model.tokenizer import Tokenizer
 from pretrain.reduction.image import random_patches
 
@@ -38,7 +39,7 @@ class BadSample(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """The local part of one global batch: uint8 pixels, token ids, kept patches, what was replaced."""
+    """The local part of one global batch: uint8 pixels, token ids, kept patches."""
 
     image_b3HW: Tensor
     token_bL: Tensor
@@ -66,8 +67,11 @@ class BatchPlan:
         return np.arange(start, start + local, dtype=np.int64)
 
 
-class BatchDataset(Dataset[Batch]):
-    """Item k is this rank's part of global batch k."""
+class BatchDataset(Dataset["Batch | PairmillError"]):
+    """Item k is this rank's part of global batch k, or the error that making it ended with.
+
+    An error is an item because a DataLoader worker would wrap what it raises in its own traceback.
+    """
 
     def __init__(
         self, manifest: Manifest, transform: ImageTransform, tokenizer: Tokenizer, plan: BatchPlan
@@ -79,8 +83,15 @@ class BatchDataset(Dataset[Batch]):
         self._order: SampleOrder | None = None  # made in the worker: its caches do not travel
         self._reader: ShardReader | None = None
 
-    def __getitem__(self, step: int) -> Batch:
+    def __getitem__(self, step: int) -> Batch | PairmillError:
         """Read, decode and tokenize the local part of global batch `step`."""
+        try:
+            return self.batch(step)
+        except PairmillError as error:
+            return error
+
+    def batch(self, step: int) -> Batch:
+        """Return the local part of global batch `step`; raise DataError."""
         if self._order is None or self._reader is None:
             manifest, plan = self._manifest, self._plan
             self._order = SampleOrder(
@@ -96,7 +107,7 @@ class BatchDataset(Dataset[Batch]):
         drawn = self._transform.draw(plan.seed, positions)
         bad: list[BadSample] = []
         samples = [
-            self._usable(int(positions[i]), Place(place.shard[i], place.row[i]), drawn[i], bad)
+            self._usable(int(positions[i]), (int(place.shard[i]), int(place.row[i])), drawn[i], bad)
             for i in range(len(positions))
         ]
         images, captions, keys = zip(*samples, strict=True)
@@ -109,33 +120,35 @@ class BatchDataset(Dataset[Batch]):
         return Batch(pixels, self._tokenizer(captions), kept, list(keys), bad)
 
     def _usable(
-        self, position: int, place: Place, drawn: npt.NDArray[np.float64], bad: list[BadSample]
+        self,
+        position: int,
+        place: tuple[int, int],
+        drawn: npt.NDArray[np.float64],
+        bad: list[BadSample],
     ) -> tuple[npt.NDArray[np.uint8], str, str]:
         """Return the decoded sample, or the first decodable one of a sequence drawn by position."""
         assert self._reader is not None
         assert self._order is not None
         for attempt in range(_MAX_REPLACEMENTS):
             try:
-                sample = self._reader.read(int(place.shard), int(place.row))
+                sample = self._reader.read(*place)
                 image = self._decode(sample, drawn)
                 return image, sample.caption, sample.key
-            except UnusableSample as error:
+            except UnusableSampleError as error:
                 bad.append(BadSample(position, error.key, error.problem))
             word = draws.bits(self._plan.seed, "loader/replacement", position, attempt)
             place = self._order.at(int(word) % self._order.num_samples)
         raise DataError(
             f"{_MAX_REPLACEMENTS} samples in a row could not be decoded, the last one "
-            f"{bad[-1].key} ({bad[-1].problem}). Curate the dataset: most of its images are damaged."
+            f"{bad[-1].key} ({bad[-1].problem}). Curate the dataset: most of its images are "
+            "damaged."
         )
 
-
-    def _decode(
-        self, sample: RawSample, drawn: npt.NDArray[np.float64]
-    ) -> npt.NDArray[np.uint8]:
+    def _decode(self, sample: RawSample, drawn: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
         try:
             return self._transform(sample.image, drawn)
-        except UndecodableImage as error:
-            raise UnusableSample(sample.key, str(error)) from None
+        except UndecodableImageError as error:
+            raise UnusableSampleError(sample.key, str(error)) from None
 
 
 class _Steps(Sampler[int]):
@@ -149,9 +162,9 @@ class _Steps(Sampler[int]):
         return len(self._steps)
 
 
-def batches(dataset: BatchDataset, *, first: int, last: int, num_workers: int) -> DataLoader[Batch]:
-    """Return the loader of global batches [first, last) in order."""
-    return DataLoader(
+def batches(dataset: BatchDataset, *, first: int, last: int, num_workers: int) -> Iterator[Batch]:
+    """Yield this rank's part of global batches [first, last) in order; raise DataError."""
+    loader: DataLoader[Batch | PairmillError] = DataLoader(
         dataset,
         batch_size=None,
         sampler=_Steps(first, last),
@@ -161,3 +174,7 @@ def batches(dataset: BatchDataset, *, first: int, last: int, num_workers: int) -
         # fork would copy the threads' locks of DeepSpeed and tokenizers: start clean processes
         multiprocessing_context="forkserver" if num_workers else None,
     )
+    for item in loader:
+        if isinstance(item, PairmillError):
+            raise item
+        yield item

@@ -1,10 +1,11 @@
-"""The order of samples: a pure function of (seed, manifest digest, epoch), the same for every world size.
+"""The order of samples: a pure function of (seed, manifest digest, epoch), the same for every world
+size.
 
-An epoch permutes the shards, cuts them into windows of `window_shards`, and permutes the samples within
-each window. Position p (samples consumed since the start of the run) is sample p mod N of epoch p div N:
-global batch k is the slice [k B, (k+1) B), rank r of W takes the r-th part of it. So the state is one
-number, an epoch may end inside a batch, and any position is reached at once: the permutation of one
-window is all that is computed.
+An epoch permutes the shards, cuts them into windows of `window_shards`, and permutes the samples
+within each window. Position p (samples consumed since the start of the run) is sample p mod N of
+epoch p div N: global batch k is the slice [k B, (k+1) B), rank r of W takes the r-th part of it. So
+the state is one number, an epoch may end inside a batch, and any position is reached at once: the
+permutation of one window is all that is computed.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ Int64Array = npt.NDArray[np.int64]
 
 
 class Place(NamedTuple):
-    """Where samples are: shard number in the manifest and row in its index, an array or one number."""
+    """Where samples are: shard numbers in the manifest and rows in their indexes."""
 
-    shard: Int64Array | np.int64
-    row: Int64Array | np.int64
+    shard: Int64Array
+    row: Int64Array
 
 
 class SampleOrder:
@@ -60,10 +61,10 @@ class SampleOrder:
                 row[chosen] = inside - starts[which]
         return Place(shard, row)
 
-    def at(self, position: int) -> Place:
-        """Return shard and row (arrays without dimensions) of one position."""
+    def at(self, position: int) -> tuple[int, int]:
+        """Return shard and row of one position."""
         place = self.locate(np.asarray([position], dtype=np.int64))
-        return Place(place.shard[0], place.row[0])
+        return int(place.shard[0]), int(place.row[0])
 
     def _purpose(self, what: str) -> str:
         return f"order/{what}/{self._digest}"

@@ -1,8 +1,8 @@
 """Samples by (shard, row): byte ranges from the index, read by `pread`.
 
-No memory maps: on shared storage a truncated file must be an error, not a bus fault. Sizes are checked
-when a shard is opened. Of each index only the columns that training needs are kept, and only of the
-shards that the current windows touch.
+No memory maps: on shared storage a truncated file must be an error, not a bus fault. Sizes are
+checked when a shard is opened. Of each index only the columns that training needs are kept, and
+only of the shards that the current windows touch.
 """
 
 from __future__ import annotations
@@ -27,8 +27,11 @@ class RawSample(NamedTuple):
     image: bytes
 
 
-class UnusableSample(Exception):
-    """A sample that cannot be trained on: which, and why. It is replaced and counted, never fatal."""
+class UnusableSampleError(Exception):
+    """A sample that cannot be trained on: which, and why.
+
+    It is replaced and counted, never fatal.
+    """
 
     def __init__(self, key: str, problem: str) -> None:
         super().__init__(f"{key}: {problem}")
@@ -55,14 +58,14 @@ class ShardReader:
         """Return the sample in `row` of shard number `shard`.
 
         Raises:
-            UnusableSample: the index says that this sample cannot be read.
+            UnusableSampleError: the index says that this sample cannot be read.
             DataError: the shard is missing, cut, or not what the manifest says.
         """
         opened = self._shard(shard)
         columns = opened.columns
         name = f"{opened.path.name}:{columns['key'][row]}"
         if columns["problem"][row] is not None:
-            raise UnusableSample(name, columns["problem"][row])
+            raise UnusableSampleError(name, columns["problem"][row])
         size = columns["image_size"][row]
         image = os.pread(opened.descriptor, size, columns["image_offset"][row])
         if len(image) != size:
@@ -95,7 +98,8 @@ class ShardReader:
         if size != expected.num_bytes:
             os.close(descriptor)
             raise DataError(
-                f"{path}: has {size:,} bytes, the manifest says {expected.num_bytes:,}; it was cut or "
+                f"{path}: has {size:,} bytes, the manifest says {expected.num_bytes:,}; it was "
+                "cut or "
                 "changed since. Restore it, or delete it and run `pairmill curate` again."
             )
         table = read_index(path, columns=_COLUMNS)

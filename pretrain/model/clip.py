@@ -1,7 +1,7 @@
 """The two-tower model: open_clip's own, from one of its JSON configs, with pairmill's additions.
 
-The additions: it takes uint8 images and normalizes them on the device, gathers the kept patches that
-the loader drew, carries its similarity, and writes itself as a folder that open_clip loads by
+The additions: it takes uint8 images and normalizes them on the device, gathers the kept patches
+that the loader drew, carries its similarity, and writes itself as a folder that open_clip loads by
 `local-dir:`.
 
 Legend: b local samples, H W pixels, L tokens, K kept patches, D embedding width.
@@ -48,7 +48,8 @@ def read_model_config(name: str) -> Json:
     if config is None:
         shipped = ", ".join(sorted(path.stem for path in (SHIPPED / "models").glob("*.json")))
         raise ConfigError(
-            f"model {name!r} is neither a JSON file, nor shipped with pairmill ({shipped}), nor one "
+            f"model {name!r} is neither a JSON file, nor shipped with pairmill ({shipped}), nor "
+            "one "
             "of open_clip's (see open_clip.list_models())."
         )
     return dict(config)
@@ -58,7 +59,7 @@ class ClipModel(nn.Module):
     """open_clip's CLIP behind the call that training needs."""
 
     def __init__(self, config: Json, similarity: Similarity | None = None) -> None:
-        """Build with fresh weights from an open_clip `model_cfg` (embed_dim, vision_cfg, text_cfg)."""
+        """Build with fresh weights from an open_clip `model_cfg`."""
         super().__init__()
         self.config = config
         self.similarity = similarity or similarity_of({})
@@ -72,6 +73,8 @@ class ClipModel(nn.Module):
         self.patches = self.clip.visual.patch_dropout = PatchGather()
         mean = torch.tensor(open_clip.OPENAI_DATASET_MEAN).view(1, 3, 1, 1)
         std = torch.tensor(open_clip.OPENAI_DATASET_STD).view(1, 3, 1, 1)
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("std", std, persistent=False)
 
@@ -95,7 +98,8 @@ class ClipModel(nn.Module):
     ) -> Features:
         """Encode uint8 images and token ids; with `kept_bK`, only those patches of each image."""
         weight = self.clip.visual.conv1.weight
-        # The operations of torchvision's ToTensor and Normalize, in their order: bit-equal features.
+        # The operations of torchvision's ToTensor and Normalize, in their order: bit-equal
+        # features.
         pixels = ((image_b3HW.to(torch.float32) / 255 - self.mean) / self.std).to(weight.dtype)
         self.patches.kept_bK = kept_bK
         try:
@@ -103,8 +107,14 @@ class ClipModel(nn.Module):
         finally:
             self.patches.kept_bK = None
         text_bD = self.clip.encode_text(token_bL)
+        # Half-precision towers, but lengths, logits and losses in float32.
+        dtype = torch.promote_types(image_bD.dtype, torch.float32)
         normalize = self.similarity.normalize
-        return Features(normalize(image_bD), normalize(text_bD), self.clip.logit_scale.exp())
+        return Features(
+            normalize(image_bD.to(dtype)),
+            normalize(text_bD.to(dtype)),
+            self.clip.logit_scale.to(dtype).exp(),
+        )
 
     def save(self, folder: Path, weights: dict[str, Tensor]) -> None:
         """Write `weights` (this module's names) as a folder that open_clip loads by `local-dir:`.
@@ -122,7 +132,9 @@ class ClipModel(nn.Module):
             "preprocess_cfg": preprocess,
             "pairmill": {"similarity": {"name": self.similarity.name}},
         }
-        (folder / CONFIG_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        (folder / CONFIG_FILE).write_text(
+            json.dumps(description, indent=2) + "\n", encoding="utf-8"
+        )
         tensors = {
             name.removeprefix("clip."): tensor.detach().to("cpu", torch.float32).contiguous()
             for name, tensor in weights.items()

@@ -1,7 +1,9 @@
-"""Gather the patches that token reduction keeps, after positions are added (FLIP, arXiv:2212.00794).
+"""Gather the patches that token reduction keeps, after positions are added (FLIP,
+arXiv:2212.00794).
 
-Which patches stay is data: the loader draws the indices and ships them with the batch, so that masks
-are the same at any world size. This module stands where open_clip's own random PatchDropout would.
+Which patches stay is data: the loader draws the indices and ships them with the batch, so that
+masks are the same at any world size. This module stands where open_clip's own random PatchDropout
+would.
 
 Legend: b samples, L patches, K kept patches, W width.
 """

@@ -1,5 +1,5 @@
-"""The geometry that a model is trained in: carried by the model, used by its objective, stored in its
-checkpoint (`pairmill.similarity` in open_clip_config.json), obeyed by every evaluation.
+"""The geometry that a model is trained in: carried by the model, used by its objective, stored in
+its checkpoint (`pairmill.similarity` in open_clip_config.json), obeyed by every evaluation.
 
 Legend of shape suffixes: n, m rows; C classes; T templates; D embedding width.
 """
@@ -32,7 +32,10 @@ class Similarity(Protocol):
         ...
 
     def scores(self, image_nD: Tensor, text_mD: Tensor) -> Tensor:
-        """Return similarities [n, m] of normalized features, without logit scale; higher is nearer."""
+        """Return similarities [n, m] of normalized features, without logit scale.
+
+        Higher is nearer.
+        """
         ...
 
 

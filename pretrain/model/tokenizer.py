@@ -1,10 +1,10 @@
 """Text to token ids, by the Rust `tokenizers` library.
 
 A tokenizer is a folder's `tokenizer.json` with truncation and padding set to the context length, so
-that the file alone says how a caption becomes ids. `tokenizer_config.json` beside it lets open_clip's
-`hf_tokenizer_name` (through transformers) read the same file. Texts are cleaned as open_clip cleans
-them before a Hugging Face tokenizer (ftfy, HTML entities twice, white space): the same raw caption
-gives the same ids here and there.
+that the file alone says how a caption becomes ids. `tokenizer_config.json` beside it lets
+open_clip's `hf_tokenizer_name` (through transformers) read the same file. Texts are cleaned as
+open_clip cleans them before a Hugging Face tokenizer (ftfy, HTML entities twice, white space): the
+same raw caption gives the same ids here and there.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ class Tokenizer:
     """Captions to [n, context_length] int64 ids, padded with 0, ended by `end_id`."""
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        assert backend.truncation is not None, "a tokenizer of a model has a context length"
         self._backend = backend
         self.context_length = int(backend.truncation["max_length"])
         self.vocab_size = backend.get_vocab_size()
@@ -47,7 +48,8 @@ class Tokenizer:
     ) -> Tokenizer:
         """Make a word-level vocabulary of the `vocab_size` commonest lower-cased words.
 
-        Words are runs of letters and digits, or of punctuation; the order is by count, then by word.
+        Words are runs of letters and digits, or of punctuation; the order is by count, then by
+        word.
         """
         backend = tokenizers.Tokenizer(models.WordLevel(unk_token=UNKNOWN))
         backend.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
@@ -87,7 +89,7 @@ class Tokenizer:
         return cls(backend)
 
     def save(self, folder: Path) -> None:
-        """Write tokenizer.json and what transformers needs to read it, into a folder not yet published."""
+        """Write tokenizer.json and what transformers needs; the caller publishes the folder."""
         self._backend.save(str(folder / TOKENIZER_FILE))
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",

@@ -38,11 +38,13 @@ def ensure_torchvision() -> str:
     try:
         if compiled is None:
             raise OSError("torchvision has no compiled operators")
-        torch.ops.load_library(str(compiled))
+        torch.ops.load_library(str(compiled))  # type: ignore[no-untyped-call]
         return "native"
     except OSError:
-        library = torch.library.Library("torchvision", "FRAGMENT")
+        library = torch.library.Library(  # type: ignore[no-untyped-call]
+            "torchvision", "FRAGMENT"
+        )
         for schema in _SCHEMAS:
-            library.define(schema)
+            library.define(schema)  # type: ignore[no-untyped-call]
         _declared.append(library)
         return "declared"

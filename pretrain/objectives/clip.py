@@ -1,8 +1,8 @@
 """InfoNCE over image-text pairs (CLIP, arXiv:2103.00020, figure 3; Oord et al., arXiv:1807.03748).
 
-L = [CE(s I T^t) + CE(s T I^t)] / 2, the labels on the diagonal, s = exp(logit scale). Each rank builds
-the two [b, B] matrices of its own rows against the global batch (local loss, gather with gradient):
-exact at any number of ranks; see group.py.
+L = [CE(s I T^t) + CE(s T I^t)] / 2, the labels on the diagonal, s = exp(logit scale). Each rank
+builds the two [b, B] matrices of its own rows against the global batch (local loss, gather with
+gradient): exact at any number of ranks; see group.py.
 
 Legend: b local pairs, B = b * group.size pairs of the global batch, D embedding width.
 """
@@ -10,7 +10,6 @@ Legend: b local pairs, B = b * group.size pairs of the global batch, D embedding
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from pretrain.model.clip import Features
@@ -20,7 +19,7 @@ from pretrain.objectives.registry import Loss, Objective, objectives
 
 
 def clip_loss(features: Features, *, similarity: Similarity, group: Group) -> Loss:
-    """Return InfoNCE in float32 or better, with the accuracy of picking the own pair in the batch."""
+    """Return InfoNCE, and the accuracy of picking the own pair in the global batch."""
     dtype = torch.promote_types(features.image_bD.dtype, torch.float32)
     image_bD, text_bD = features.image_bD.to(dtype), features.text_bD.to(dtype)
     scale = features.logit_scale.to(dtype)

@@ -1,9 +1,10 @@
-"""The ranks that share a global batch, as an objective sees them: rank, size, differentiable gather.
+"""The ranks that share a global batch, as an objective sees them: rank, size, differentiable
+gather.
 
-The contract (DESIGN section 5): an objective gets the *local* rows of every rank, gathers what it needs
-through the group, and returns the mean over its own rows. The gradient of the gather is the sum over
-ranks of the gradients of the own rows, so that the average of parameter gradients over ranks (what
-DeepSpeed computes) equals the gradient of the one-process loss over the global batch.
+The contract (DESIGN section 5): an objective gets the *local* rows of every rank, gathers what it
+needs through the group, and returns the mean over its own rows. The gradient of the gather is the
+sum over ranks of the gradients of the own rows, so that the average of parameter gradients over
+ranks (what DeepSpeed computes) equals the gradient of the one-process loss over the global batch.
 """
 
 from __future__ import annotations

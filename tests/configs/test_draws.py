@@ -32,7 +32,10 @@ def test_a_draw_does_not_depend_on_the_draws_beside_it():
 
 def test_seed_and_purpose_make_independent_draws():
     base = draws.uniform(0, "a", np.arange(20_000))
-    for other in (draws.uniform(1, "a", np.arange(20_000)), draws.uniform(0, "b", np.arange(20_000))):
+    for other in (
+        draws.uniform(1, "a", np.arange(20_000)),
+        draws.uniform(0, "b", np.arange(20_000)),
+    ):
         assert abs(np.corrcoef(base, other)[0, 1]) < 0.03
 
 

@@ -53,12 +53,23 @@ def problems(tree: dict) -> list[str]:
 
 
 def test_a_child_overrides_its_parent_key_by_key_and_replaces_lists_whole(tmp_path):
-    write(tmp_path, "parent.yaml", "seed: 1\noptimizer: {steps: 5}\nparts: [{name: length}, {name: length}]")
+    write(
+        tmp_path,
+        "parent.yaml",
+        "seed: 1\noptimizer: {steps: 5}\nparts: [{name: length}, {name: length}]",
+    )
     child = write(
-        tmp_path, "child.yaml", "extends: parent.yaml\noptimizer: {learning_rate: 0.5}\nparts: [{name: length}]"
+        tmp_path,
+        "child.yaml",
+        "extends: parent.yaml\noptimizer: {learning_rate: 0.5}\nparts: [{name: length}]",
     )
     got = load_config(child, Recipe)
-    assert (got.seed, got.optimizer.steps, got.optimizer.learning_rate, len(got.parts)) == (1, 5, 0.5, 1)
+    assert (got.seed, got.optimizer.steps, got.optimizer.learning_rate, len(got.parts)) == (
+        1,
+        5,
+        0.5,
+        1,
+    )
 
 
 def test_a_section_whose_name_changes_starts_afresh(tmp_path):

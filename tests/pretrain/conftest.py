@@ -55,7 +55,9 @@ def make_dataset(folder: Path, shard_sizes: list[int]) -> Manifest:
         for _ in range(size):
             colour = number % 4
             caption = f"a {COLOURS[colour]} square number {number % 7}".encode()
-            samples.append((f"{number:05d}", {"png": png(colour, 16 + number % 9, number), "txt": caption}))
+            samples.append(
+                (f"{number:05d}", {"png": png(colour, 16 + number % 9, number), "txt": caption})
+            )
             number += 1
         write_tar(folder / f"{shard:05d}.tar", samples)
     return manifest_of_tars(folder)
@@ -94,7 +96,10 @@ def make_config(manifest: Manifest, model: Path, output: Path, **changes: object
 
 
 def run_ranks(script: str, world_size: int, *arguments: str) -> None:
-    """Run `script` (Python source) on several gloo ranks with one thread each; fail with its output."""
+    """Run `script` (Python source) on several gloo ranks with one thread each.
+
+    Fail with its output.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

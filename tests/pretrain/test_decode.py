@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pretrain.data.decode import ImageTransform, UndecodableImage
+from pretrain.data.decode import ImageTransform, UndecodableImageError
 
 
 def transform(**changes) -> ImageTransform:
@@ -74,19 +74,19 @@ def test_an_animation_gives_its_first_frame(form):
 
 def test_a_pixel_bomb_is_refused_from_its_header():
     data = encoded(Image.new("L", (200, 200)), "PNG")
-    with pytest.raises(UndecodableImage, match="200 x 200 pixels are more than 10,000"):
+    with pytest.raises(UndecodableImageError, match="200 x 200 pixels are more than 10,000"):
         decoded(data)
 
 
 @pytest.mark.parametrize("data", [b"", b"not an image", b"\x89PNG\r\n\x1a\n"])
 def test_what_is_no_image_is_named(data):
-    with pytest.raises(UndecodableImage):
+    with pytest.raises(UndecodableImageError):
         decoded(data)
 
 
 def test_a_truncated_jpeg_is_refused():
     data = encoded(Image.effect_noise((64, 64), 50).convert("RGB"), "JPEG")
-    with pytest.raises(UndecodableImage, match="truncated"):
+    with pytest.raises(UndecodableImageError, match="truncated"):
         decoded(data[: len(data) // 2])
 
 

@@ -16,7 +16,14 @@ from pretrain.model.similarity import Cosine, load_similarity
 from pretrain.model.tokenizer import END_ID, Tokenizer, clean
 from tests.pretrain.conftest import TINY_MODEL
 
-TEXTS = ["a red square", "Caf&eacute; &amp;amp; R\u00e9sum\u00e9", "", "  many   words " * 5, "naïve ☃ 漢字", "it's 3.5!"]
+TEXTS = [
+    "a red square",
+    "Caf&eacute; &amp;amp; R\u00e9sum\u00e9",
+    "",
+    "  many   words " * 5,
+    "naïve ☃ 漢字",
+    "it's 3.5!",
+]
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +105,9 @@ def test_class_vectors_are_normalised_before_and_after_the_mean():
 def test_what_is_not_a_checkpoint_is_named(tmp_path):
     with pytest.raises(CheckpointError, match="there is no folder"):
         model_folder(tmp_path / "nowhere")
-    with pytest.raises(CheckpointError, match=r"is not a checkpoint: neither a run with checkpoints/latest"):
+    with pytest.raises(
+        CheckpointError, match=r"is not a checkpoint: neither a run with checkpoints/latest"
+    ):
         model_folder(tmp_path)
 
 

@@ -41,7 +41,9 @@ def test_loss_and_gradients_equal_open_clips():
         shape, scale_name = case.split("/")
         image = torch.tensor(inputs[f"{shape}/img_raw"], requires_grad=True)
         text = torch.tensor(inputs[f"{shape}/txt_raw"], requires_grad=True)
-        log_scale = torch.tensor([math.log(100 if "100" in scale_name else 1 / 0.07)], dtype=torch.float64)
+        log_scale = torch.tensor(
+            [math.log(100 if "100" in scale_name else 1 / 0.07)], dtype=torch.float64
+        )
         log_scale.requires_grad_()
         unit = Cosine().normalize
         got = clip_loss(
@@ -101,8 +103,8 @@ RANKS = textwrap.dedent(
 
     def gradients(rows, group):
         model.zero_grad()
-        loss = clip_loss(model(image[rows], token[rows], kept[rows]), similarity=model.similarity, group=group).loss
-        loss.backward()
+        loss = clip_loss(model(image[rows], token[rows], kept[rows]), similarity=model.similarity,
+        group=group).loss loss.backward()
         return loss.detach(), {n: p.grad.clone() for n, p in model.named_parameters()}
 
     whole_loss, whole = gradients(slice(None), Solo())

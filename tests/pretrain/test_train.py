@@ -1,4 +1,6 @@
-"""The trainer on real DeepSpeed: stop and resume, one rank and two, damaged checkpoints, signals."""
+"""The trainer on real DeepSpeed: stop and resume, one rank and two, damaged checkpoints,
+signals.
+"""
 
 import json
 import os
@@ -89,7 +91,7 @@ GRADIENTS = textwrap.dedent(
     from pretrain.config import PretrainConfig
 
     parts = build_parts(load_config(sys.argv[1], PretrainConfig))
-    batch = parts.dataset[0]
+    batch = parts.dataset.batch(0)
     features = parts.engine.forward(batch.image_b3HW, batch.token_bL, batch.kept_bK)
     loss = parts.objective(features, similarity=parts.engine.model.similarity, group=parts.group)
     parts.engine.backward(loss.loss)
@@ -129,7 +131,9 @@ def test_a_damaged_checkpoint_falls_back_loudly_to_the_one_before(dataset, model
     data = bytearray(weights_file.read_bytes())
     data[len(data) // 2] ^= 1
     weights_file.write_bytes(data)
-    with pytest.raises(CheckpointError, match=r"damaged: model/open_clip_model\.safetensors has changed"):
+    with pytest.raises(
+        CheckpointError, match=r"damaged: model/open_clip_model\.safetensors has changed"
+    ):
         read_record(newest)
     train(config)
     assert equal(before, weights(run))
@@ -184,4 +188,7 @@ def test_a_half_set_launcher_environment_is_refused_with_what_is_missing():
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
     )
-    assert "half set: RANK, WORLD_SIZE are there, LOCAL_RANK, MASTER_ADDR, MASTER_PORT are not" in done.stderr
+    assert (
+        "half set: RANK, WORLD_SIZE are there, LOCAL_RANK, MASTER_ADDR, MASTER_PORT are not"
+        in done.stderr
+    )

@@ -40,7 +40,10 @@ def test_help_lists_the_commands_and_a_bare_call_is_wrong_usage(capsys):
 def test_no_flags_creep_in():
     """A run is a file plus overrides: a new flag is a decision, made here."""
     actions = build_parser()._subparsers._group_actions[0].choices
-    flags = {name: sorted(f for f in p._option_string_actions if f.startswith("--")) for name, p in actions.items()}
+    flags = {
+        name: sorted(f for f in p._option_string_actions if f.startswith("--"))
+        for name, p in actions.items()
+    }
     run = ["--dry-run", "--help", "--print-config"]
     assert flags == {
         "curate": run, "pretrain": run, "evaluate": run,
@@ -52,10 +55,18 @@ def test_no_flags_creep_in():
     ("words", "code", "message"),
     [
         (["curate", "nowhere.yaml"], 2, "there is no configuration 'nowhere.yaml'"),
-        (["curate", "demo/curate", "seeed=1"], 2, "seeed: there is no such key, did you mean 'seed'?"),
+        (
+            ["curate", "demo/curate", "seeed=1"],
+            2,
+            "seeed: there is no such key, did you mean 'seed'?",
+        ),
         (["curate", "demo/curate", "sources.0.shards=/nowhere"], 2, "/nowhere"),
         (["pretrain", "demo/pretrain", "data.manifest=/nowhere"], 1, "/nowhere"),
-        (["pretrain", "demo/pretrain", "objective.name=clap"], 2, "got 'clap', did you mean 'clip'?"),
+        (
+            ["pretrain", "demo/pretrain", "objective.name=clap"],
+            2,
+            "got 'clap', did you mean 'clip'?",
+        ),
         (["evaluate", "demo/evaluate"], 2, "expected CHECKPOINT... CONFIG"),
         (["evaluate", "/nowhere", "demo/evaluate"], 1, "/nowhere"),
         (["export", "/nowhere", "out"], 1, "there is no folder /nowhere"),

@@ -1,4 +1,7 @@
-"""The arguments that the commands share: a run is a file, plus dotted overrides; two flags in all."""
+"""The arguments that the commands share: a run is a file, plus dotted overrides.
+
+Two flags in all.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,9 @@ Schema = TypeVar("Schema", bound=Config)
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """Add CONFIG, its overrides, --dry-run and --print-config."""
-    parser.add_argument("config", metavar="CONFIG", help="a YAML file, or a shipped name (demo/...)")
+    parser.add_argument(
+        "config", metavar="CONFIG", help="a YAML file, or a shipped name (demo/...)"
+    )
     parser.add_argument(
         "overrides",
         metavar="key.path=value",
@@ -28,7 +33,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="validate everything that can be validated, print the arithmetic in words, run nothing",
+        help="validate everything that can be validated, print the arithmetic in words, run "
+        "nothing",
     )
     parser.add_argument(
         "--print-config", action="store_true", help="print the resolved configuration and exit"
@@ -36,7 +42,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def load(options: argparse.Namespace, schema: type[Schema]) -> Schema | None:
-    """Return the configuration that the options name; print it and return None for --print-config."""
+    """Return the configuration that the options name.
+
+    Print it and return None for --print-config.
+    """
     from configs.load import load_config, to_yaml
 
     config = load_config(options.config, schema, options.overrides)

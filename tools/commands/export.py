@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-SUMMARY = "Export a checkpoint's model: an open_clip folder with safetensors weights and its tokenizer."
+SUMMARY = (
+    "Export a checkpoint's model: an open_clip folder with safetensors weights and its tokenizer."
+)
 EPILOG = """examples:
   pairmill export runs/demo/pretrain exported
   python -c "import open_clip; open_clip.create_model_and_transforms('local-dir:exported')"

@@ -9,13 +9,15 @@ EPILOG = """examples:
   pairmill index data/cc12m                          a folder of tars
   pairmill index 'data/cc12m/{00000..01242}.tar'     a brace pattern
 
-Writes SHARD.index.parquet beside each tar, and manifest.json + shards.parquet in their folder; the tars are not
-rewritten. Then: pairmill pretrain CONFIG data.manifest=data/cc12m"""
+Writes SHARD.index.parquet beside each tar, and manifest.json + shards.parquet in their folder; the
+tars are not rewritten. Then: pairmill pretrain CONFIG data.manifest=data/cc12m"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
-    parser.add_argument("shards", metavar="SHARDS", nargs="+", help="folders, tars or brace patterns")
+    parser.add_argument(
+        "shards", metavar="SHARDS", nargs="+", help="folders, tars or brace patterns"
+    )
 
 
 def run(options: argparse.Namespace) -> int:

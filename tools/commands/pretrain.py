@@ -10,7 +10,8 @@ SUMMARY = "Pretrain a CLIP model on a curated dataset; the same line continues a
 EPILOG = """examples:
   pairmill pretrain demo/pretrain                          one process
   torchrun --nproc-per-node=2 -m tools.cli pretrain demo/pretrain
-                                                           two ranks: the same batches, the same result
+                                                           two ranks: the same batches, the same
+                                                           result
   pairmill pretrain my.yaml samples=12_800_000 --dry-run   the arithmetic and the model's size
 
 SIGTERM or SIGUSR1: save after the step, exit 75. Results: OUTPUT/checkpoints, OUTPUT/metrics.jsonl,
@@ -34,9 +35,11 @@ def run(options: argparse.Namespace) -> int:
 
         print(dry_run(config))
         return 0
+    from pretrain.engine import stop_processes
     from pretrain.train import STOPPED_ON_REQUEST, pretrain
 
     outcome = pretrain(config)
+    stop_processes()
     if outcome.is_first_rank:
         print(
             f"{'finished' if outcome.finished else 'stopped on request'} at "

@@ -11,8 +11,8 @@ EPILOG = """examples:
   pairmill report runs/demo/dataset                  a curated dataset alone
   pairmill report runs/demo/pretrain runs/demo/results --output=page.html
 
-A folder is known by what it holds: report.json (a dataset), metrics.jsonl (a run), results.jsonl (results), or
-folders with these."""
+A folder is known by what it holds: report.json (a dataset), metrics.jsonl (a run), results.jsonl
+(results), or folders with these."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

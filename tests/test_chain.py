@@ -1,0 +1,88 @@
+"""The whole chain on a small pool, by the commands of the demo.
+
+And its control with shuffled captions.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tools.demo import steps
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.distributed]
+
+NUM_PAIRS = 6_000
+SHORTER = {
+    "pretrain": ["samples=38_400", "optimizer.warmup_samples=5_120", "data.num_workers=0"],
+    "evaluate": ["num_bootstrap=200"],
+}
+
+
+def run_chain(folder: Path, *pool_options: str) -> dict[tuple[str, str], dict]:
+    """Run every step of the demo, shortened; return the model's results by dataset and metric."""
+    for _, words in steps(folder):
+        module, *arguments = words
+        if module == "tools.glyph_pool":
+            arguments += ["--limit", str(NUM_PAIRS), *pool_options]
+        else:
+            arguments += SHORTER.get(arguments[0], [])
+        done = subprocess.run(
+            [sys.executable, "-m", module, *arguments], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
+    rows = [
+        json.loads(line) for line in (folder / "results/results.jsonl").read_text().splitlines()
+    ]
+    return {(r["dataset"], r["metric"]): r for r in rows if r["checkpoint"] != "pixel-1nn"}
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("chain")
+    return folder, run_chain(folder)
+
+
+def test_every_sample_read_is_kept_dropped_or_unreadable(chain):
+    counts = json.loads((chain[0] / "dataset/report.json").read_text())
+    assert counts["num_read"] == NUM_PAIRS
+    dropped, unreadable = sum(counts["dropped"].values()), sum(counts["unreadable"].values())
+    assert counts["num_kept"] + dropped + unreadable == counts["num_read"]
+    assert 0 < counts["num_kept"] < counts["num_read"]
+    manifest = json.loads((chain[0] / "dataset/manifest.json").read_text())
+    assert manifest["num_samples"] == counts["num_kept"]
+
+
+def test_the_model_learns_from_real_pairs(chain):
+    results = chain[1]
+    assert results["serif", "top1"]["value"] > 10 * results["serif", "top1"]["chance"]
+    retrieval = results["unseen", "t2i_recall@10"]
+    assert retrieval["value"] > 3 * retrieval["chance"]
+    for row in results.values():
+        low, high = row["interval"]
+        assert 0 <= low <= row["value"] <= high <= 1
+        assert row["n"] > 0
+
+
+def test_the_control_with_shuffled_captions_stays_at_chance(tmp_path):
+    for (dataset, metric), row in run_chain(tmp_path, "--shuffle-captions").items():
+        if metric in {"top1", "t2i_recall@10", "i2t_recall@10"}:
+            assert row["value"] <= 3 * row["chance"], (dataset, metric, row["value"], row["chance"])
+
+
+def test_the_report_is_one_page_that_needs_no_network(chain):
+    page = (chain[0] / "report.html").read_text()
+    assert page.lstrip().lower().startswith("<!doctype html>")
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "https://" not in page
+    assert page.count("data:image/png;base64,") >= 40
+
+
+def test_a_second_run_of_the_chain_changes_nothing(chain):
+    folder = chain[0]
+    files = ("dataset/manifest.json", "pretrain/checkpoints/latest", "pool/pool.json")
+    before = {name: (folder / name).stat().st_mtime_ns for name in files}
+    run_chain(folder)
+    assert {name: (folder / name).stat().st_mtime_ns for name in files} == before
