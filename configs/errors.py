@@ -42,6 +42,6 @@ class CheckpointError(PairmillError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return ", did you mean 'x'?" for the nearest known name, or "" where none is near."""
+    """End a sentence about an unknown name: ", did you mean 'x'?" where one is near, else "."."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f", did you mean {near[0]!r}?" if near else ""
+    return f", did you mean {near[0]!r}?" if near else "."

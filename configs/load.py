@@ -39,7 +39,7 @@ def find_config(name: str | Path, *, beside: Path | None = None) -> Path:
     shipped = [str(p.relative_to(SHIPPED).with_suffix("")) for p in SHIPPED.rglob("*.yaml")]
     raise ConfigError(
         f"there is no configuration {text!r}: neither a file of that path nor one shipped with "
-        f"pairmill{did_you_mean(text.removesuffix('.yaml'), shipped)}. "
+        f"pairmill{did_you_mean(text.removesuffix('.yaml'), shipped)} "
         f"Give the path of a YAML file, or one of: {', '.join(sorted(shipped))}."
     )
 

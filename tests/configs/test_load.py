@@ -141,7 +141,7 @@ def test_every_problem_is_reported_at_once_with_its_path_and_the_nearest_key():
 
 
 def test_a_missing_file_lists_what_is_shipped():
-    with pytest.raises(ConfigError, match=r"did you mean 'demo/pretrain'\?.*demo/curate"):
+    with pytest.raises(ConfigError, match=r"did you mean .demo/pretrain.\?.*demo/curate"):
         find_config("demo/pretrian")
 
 
