@@ -1,0 +1,252 @@
+"""Line charts and histograms as inline SVG: no script, colours from the page's CSS.
+
+Series differ by colour and by dashes; every point says its numbers under the pointer (a `<title>`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tools.report.html import Html, element, join
+
+WIDTH, HEIGHT = 460, 290
+_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 12, 48
+MAX_POINTS = 240
+NUM_STYLES = 6
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Series:
+    """A named line. Points that cannot be drawn (not finite, <= 0 on a log axis) are left out."""
+
+    name: str
+    points: Sequence[Point]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """An axis: what it shows, with its unit, and whether it is logarithmic."""
+
+    title: str
+    is_log: bool = False
+    starts_at_zero: bool = False
+
+
+@dataclass(frozen=True)
+class _Scale:
+    low: float
+    high: float
+    is_log: bool
+    start: float
+    end: float
+
+    def __call__(self, value: float) -> float:
+        low, high, at = self.low, self.high, value
+        if self.is_log:
+            low, high, at = math.log10(low), math.log10(high), math.log10(value)
+        return round(self.start + (at - low) / (high - low) * (self.end - self.start), 1)
+
+    def ticks(self) -> list[float]:
+        return _log_ticks(self.low, self.high) if self.is_log else _ticks(self.low, self.high)
+
+
+def short_number(value: float) -> str:
+    """Write a number for an axis: 1.5k, 20M, 0.004, 3e-05."""
+    if value == 0:
+        return "0"
+    for limit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= limit:
+            return f"{value / limit:.3g}{letter}"
+    return f"{value:.3g}"
+
+
+def line_chart(title: str, series: Sequence[Series], x: Axis, y: Axis) -> Html:
+    """Return a figure with one line a series; says so where there is nothing to draw."""
+    drawn = [Series(s.name, _thin(_drawable(s.points, x, y))) for s in series]
+    points = [point for s in drawn for point in s.points]
+    if not points:
+        return _figure(title, [element("p", "Nothing to draw yet.")], [])
+    x_scale = _scale([p[0] for p in points], x, _LEFT, WIDTH - _RIGHT)
+    y_scale = _scale([p[1] for p in points], y, HEIGHT - _BOTTOM, _TOP)
+    lines = []
+    for number, s in enumerate(drawn):
+        places = [(x_scale(a), y_scale(b)) for a, b in s.points]
+        path = " ".join(f"{a},{b}" for a, b in places)
+        lines.append(element("polyline", points=path, class_=f"line s{number % NUM_STYLES}"))
+        for (a, b), (at_x, at_y) in zip(s.points, places, strict=True):
+            said = f"{s.name}: {x.title} {a:,.6g}, {y.title} {b:,.6g}"
+            dot = element("circle", cx=at_x, cy=at_y, r=2.5)
+            hit = element("circle", cx=at_x, cy=at_y, r=7, class_="hit")
+            kind = f"dot s{number % NUM_STYLES}"
+            lines.append(element("g", element("title", said), dot, hit, class_=kind))
+    axes = _axes(x, y, x_scale, y_scale)
+    return _figure(title, [_svg(title, [*axes, *lines])], [s.name for s in drawn])
+
+
+def histogram(
+    title: str, edges: Sequence[float], before: Sequence[int], after: Sequence[int], x_title: str
+) -> Html:
+    """Return a figure with the counts of each bin, those after in front of those before.
+
+    Bin i holds edges[i] <= value < edges[i + 1], the last one all above. Bins have one width.
+    """
+    used = [i for i, count in enumerate(before) if count]
+    if not used:
+        return _figure(title, [element("p", "Nothing to draw yet.")], [])
+    bins = range(used[0], used[-1] + 1)
+    y = Axis("samples", starts_at_zero=True)
+    y_scale = _scale([float(before[i]) for i in bins], y, HEIGHT - _BOTTOM, _TOP)
+    step = (WIDTH - _LEFT - _RIGHT) / len(bins)
+    parts = _y_axis(y, y_scale)
+    every = math.ceil(len(bins) / 9)
+    for place, i in enumerate(bins):
+        left = _LEFT + place * step
+        end = f"to below {edges[i + 1]:,}" if i + 1 < len(edges) else "and above"
+        said = f"{edges[i]:,} {end}: {before[i]:,} before, {after[i]:,} after"
+        bars = [
+            _bar(left, step, y_scale, count, n) for n, count in enumerate((before[i], after[i]))
+        ]
+        parts.append(element("g", element("title", said), *bars))
+        if place % every == 0:
+            parts.append(_label(left, HEIGHT - _BOTTOM + 17, f"{edges[i]:,}", "middle"))
+    parts.append(_label((_LEFT + WIDTH) / 2, HEIGHT - 8, x_title, "middle"))
+    return _figure(title, [_svg(title, parts)], ["before", "after"], is_filled=True)
+
+
+def interval_strip(value: float, low: float, high: float, marks: dict[str, float]) -> Html:
+    """Return a small strip from 0 to 1: the value, its interval, named marks (chance, ...)."""
+    width = 150
+
+    def at(fraction: float) -> float:
+        return round(4 + min(max(fraction, 0.0), 1.0) * (width - 8), 1)
+
+    said = f"{value:.1%}, 95 % interval {low:.1%} to {high:.1%}"
+    said += "".join(f"; {name} {mark:.1%}" for name, mark in marks.items())
+    parts = [element("line", x1=4, x2=width - 4, y1=11, y2=11, class_="grid")]
+    for number, mark in enumerate(marks.values()):
+        style = f"mark m{number}"
+        parts.append(element("line", x1=at(mark), x2=at(mark), y1=3, y2=19, class_=style))
+    parts.append(element("line", x1=at(low), x2=at(high), y1=11, y2=11, class_="whisker"))
+    parts.append(element("circle", cx=at(value), cy=11, r=4, class_="value"))
+    return element(
+        "svg",
+        element("title", said),
+        *parts,
+        viewBox=f"0 0 {width} 22",
+        width=width,
+        height=22,
+        role="img",
+        aria_label=said,
+        class_="strip",
+    )
+
+
+def _drawable(points: Sequence[Point], x: Axis, y: Axis) -> list[Point]:
+    return [
+        (a, b)
+        for a, b in points
+        if math.isfinite(a)
+        and math.isfinite(b)
+        and (a > 0 or not x.is_log)
+        and (b > 0 or not y.is_log)
+    ]
+
+
+def _thin(points: list[Point]) -> list[Point]:
+    """Keep every n-th point and the last: a long run has more of them than a screen has pixels."""
+    every = math.ceil(len(points) / MAX_POINTS)
+    return points if every <= 1 else [*points[:-1:every], points[-1]]
+
+
+def _scale(values: Sequence[float], axis: Axis, start: float, end: float) -> _Scale:
+    low, high = min(values), max(values)
+    if axis.is_log:
+        low, high = (low, high) if high > low else (low / 2, high * 2)
+    else:
+        low = min(low, 0.0) if axis.starts_at_zero else low
+        pad = 0.04 * (high - low) or abs(high) or 1.0
+        low, high = (low if axis.starts_at_zero else low - pad), high + pad
+    return _Scale(low, high, axis.is_log, start, end)
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    rough = (high - low) / 5
+    power: float = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * m for m in (1, 2, 2.5, 5, 10) if power * m >= rough * 0.999)
+    first = math.ceil(low / step)
+    return [round(n * step, 12) for n in range(first, math.floor(high / step) + 1)]
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    multiples: tuple[int, ...] = (1,) if math.log10(high / low) > 2 else (1, 2, 5)
+    ticks = [m * 10.0**p for p in powers for m in multiples]
+    return [tick for tick in ticks if low * 0.999 <= tick <= high * 1.001]
+
+
+def _axes(x: Axis, y: Axis, x_scale: _Scale, y_scale: _Scale) -> list[Html]:
+    parts = _y_axis(y, y_scale)
+    bottom = HEIGHT - _BOTTOM
+    for tick in x_scale.ticks():
+        at = x_scale(tick)
+        parts.append(element("line", x1=at, x2=at, y1=_TOP, y2=bottom, class_="grid"))
+        parts.append(_label(at, bottom + 17, short_number(tick), "middle"))
+    parts.append(_label((_LEFT + WIDTH - _RIGHT) / 2, HEIGHT - 8, x.title, "middle"))
+    return parts
+
+
+def _y_axis(y: Axis, y_scale: _Scale) -> list[Html]:
+    parts = []
+    for tick in y_scale.ticks():
+        at = y_scale(tick)
+        parts.append(element("line", x1=_LEFT, x2=WIDTH - _RIGHT, y1=at, y2=at, class_="grid"))
+        parts.append(_label(_LEFT - 6, at + 4, short_number(tick), "end"))
+    middle = (_TOP + HEIGHT - _BOTTOM) / 2
+    turned = f"translate(14 {middle}) rotate(-90)"
+    parts.append(element("text", y.title, transform=turned, text_anchor="middle"))
+    return parts
+
+
+def _label(x: float, y: float, said: str, anchor: str) -> Html:
+    return element("text", said, x=round(x, 1), y=round(y, 1), text_anchor=anchor)
+
+
+def _bar(
+    left: float, step: float, scale: Callable[[float], float], count: int, number: int
+) -> Html:
+    inset = (0.06 + 0.16 * number) * step
+    top = scale(float(count))
+    return element(
+        "rect",
+        x=round(left + inset, 2),
+        y=top,
+        width=round(step - 2 * inset, 2),
+        height=round(HEIGHT - _BOTTOM - top, 1),
+        class_=f"bar s{number}",
+    )
+
+
+def _svg(title: str, parts: Sequence[Html]) -> Html:
+    return element(
+        "svg", *parts, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=title, class_="chart"
+    )
+
+
+def _figure(
+    title: str, content: Sequence[Html], names: Sequence[str], *, is_filled: bool = False
+) -> Html:
+    keys = []
+    for number, name in enumerate(names):
+        style = f"s{number % NUM_STYLES}"
+        mark = (
+            element("rect", x=2, y=1, width=20, height=10, class_=f"bar {style}")
+            if is_filled
+            else element("polyline", points="0,6 26,6", class_=f"line {style}")
+        )
+        swatch = element("svg", mark, viewBox="0 0 26 12", width=26, height=12, aria_hidden="true")
+        keys.append(element("span", swatch, " ", name, class_="key"))
+    legend = element("p", join(keys), class_="legend") if len(names) > 1 else None
+    return element("figure", element("figcaption", title), legend, *content, class_="plot")

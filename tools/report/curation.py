@@ -1,0 +1,197 @@
+"""The section on a curated dataset: rule funnel, words before and after, sizes, contact sheets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tools.report.charts import Axis, Series, histogram, line_chart
+from tools.report.html import Html, details, element, join, table
+from tools.report.pictures import sample_picture
+from tools.report.sources import CurationReport, Dataset, Entries, SampleReference
+
+NUM_TOP_ROWS = 20
+_KEPT = "kept"
+_HISTOGRAM_TITLES = {
+    "image_shorter_side": ("Shorter side of the images", "pixels"),
+    "image_longer_side": ("Longer side of the images", "pixels"),
+    "caption_words": ("Length of the captions in words", "words"),
+    "caption_characters": ("Length of the captions in characters", "characters"),
+}
+
+
+def dataset_section(dataset: Dataset, heading: str) -> Html:
+    """Return the section of one dataset."""
+    report = dataset.report
+    return element(
+        "section",
+        element("h2", heading),
+        _account(report),
+        _funnel(report),
+        _troubled_shards(report),
+        element("h3", "Words before and after"),
+        _frequencies(report),
+        element("h3", "Sizes before and after"),
+        _histograms(report),
+        element("h3", "Samples, kept and dropped"),
+        element("p", "Chosen by hash, not by hand. Each picture is read from its source tar."),
+        _contact_sheets(report),
+        details("Configuration", element("pre", dataset.config)) if dataset.config else None,
+    )
+
+
+def _account(report: CurationReport) -> Html:
+    total = report.num_kept + report.num_dropped + report.num_unreadable
+    said = (
+        f"{report.num_read:,} read = {report.num_kept:,} kept + {report.num_dropped:,} dropped + "
+        f"{report.num_unreadable:,} unreadable"
+    )
+    if total != report.num_read:
+        said += f". These do not add up: {report.num_read - total:,} samples are unaccounted for!"
+    return element("p", element("strong", said), class_="account")
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f}\u00a0%" if whole else "0\u00a0%"
+
+
+def _funnel(report: CurationReport) -> Html:
+    rows: list[Sequence[object]] = [
+        (
+            "in the shards",
+            f"{report.num_read:,}",
+            _bar(report.num_read, report.num_read),
+            _percent(1, 1),
+            "",
+        )
+    ]
+    for step in report.funnel:
+        label = "readable" if step.rule == "read" else step.rule
+        reasons = [
+            element("span", f"{count:,} ", element("bdi", reason), class_="reason")
+            for reason, count in sorted(step.dropped.items(), key=lambda r: (-r[1], r[0]))
+        ]
+        share = _percent(step.remaining, report.num_read)
+        bar = _bar(step.remaining, report.num_read)
+        rows.append((label, f"{step.remaining:,}", bar, share, join(reasons) or "none"))
+    header = ("after", "samples left", "", "of all", "dropped here, by reason")
+    return table(header, rows, caption="Rule funnel: what each rule left")
+
+
+def _bar(count: int, total: int) -> Html:
+    width = 100 * count / total if total else 0
+    fill = element("span", class_="fill", style=f"width:{width:.2f}%")
+    return element("span", fill, class_="track", aria_hidden="true")
+
+
+def _troubled_shards(report: CurationReport) -> Html | None:
+    troubles = [("quarantined", shard) for shard in report.shards.quarantined]
+    troubles += [("damaged, salvaged up to there", shard) for shard in report.shards.damaged]
+    if not troubles:
+        return None
+    rows = [(shard.shard, what, shard.why) for what, shard in troubles]
+    return table(("shard", "what", "why"), rows, caption="Shards that could not be read whole")
+
+
+def _frequencies(report: CurationReport) -> Html:
+    words = report.words
+    charts = [
+        _curves(
+            f"Words of the captions: {words.before.num_distinct:,} different before, "
+            f"{words.after.num_distinct:,} after",
+            "word",
+            words.before.curve,
+            words.after.curve,
+        )
+    ]
+    tables = []
+    if report.entries is not None:
+        entries = report.entries
+        title = (
+            f"Entries of the balancer ({entries.balancer.get('name', 'unnamed')}): "
+            f"{entries.before.num_matched:,} of {entries.num_entries:,} matched before, "
+            f"{entries.after.num_matched:,} after"
+        )
+        charts.append(_curves(title, "entry", entries.before.curve, entries.after.curve))
+        tables.append(_top_entries(entries))
+    tables.append(_top_words(report))
+    return join([element("div", *charts, class_="charts"), *tables])
+
+
+def _curves(
+    title: str, what: str, before: list[tuple[int, int]], after: list[tuple[int, int]]
+) -> Html:
+    return line_chart(
+        title,
+        [Series("before", before), Series("after", after)],
+        Axis(f"rank of the {what} (1 = most frequent)", is_log=True),
+        Axis(f"times the {what} occurs", is_log=True),
+    )
+
+
+def _top_entries(entries: Entries) -> Html:
+    rows = [
+        (element("bdi", entry), f"{before:,}", f"{after:,}", _percent(after, before))
+        for entry, before, after in entries.top[:NUM_TOP_ROWS]
+    ]
+    caption = f"The {len(rows)} most frequent entries"
+    return details(caption, table(("entry", "before", "after", "left"), rows, caption=caption))
+
+
+def _top_words(report: CurationReport) -> Html:
+    before, after = report.words.before.top, report.words.after.top
+    rows = []
+    for rank in range(min(NUM_TOP_ROWS, max(len(before), len(after)))):
+        row: list[object] = [f"{rank + 1}"]
+        for top in (before, after):
+            word, count = top[rank] if rank < len(top) else ("", 0)
+            row += [element("bdi", word), f"{count:,}" if word else ""]
+        rows.append(row)
+    caption = f"The {len(rows)} most frequent words"
+    header = ("rank", "before", "times", "after", "times")
+    return details(caption, table(header, rows, caption=caption))
+
+
+def _histograms(report: CurationReport) -> Html:
+    charts = []
+    for name, counts in report.histograms.items():
+        title, unit = _HISTOGRAM_TITLES.get(name, (name, "value"))
+        charts.append(histogram(title, counts.edges, counts.before, counts.after, unit))
+    return element("div", *charts, class_="charts")
+
+
+def _contact_sheets(report: CurationReport) -> Html:
+    counts = {_KEPT: report.num_kept, **report.dropped, **report.unreadable}
+    names = sorted(report.samples, key=lambda name: (name != _KEPT, -counts.get(name, 0), name))
+    sheets = []
+    for name in names:
+        samples = report.samples[name]
+        label = (
+            "Kept"
+            if name == _KEPT
+            else f"Dropped: {name}"
+            if "/" in name
+            else f"Unreadable: {name}"
+        )
+        title = f"{label} ({counts.get(name, len(samples)):,} samples, {len(samples)} shown)"
+        cards = [_card(sample) for sample in samples]
+        sheets.append(details(title, element("div", *cards, class_="sheet"), is_open=True))
+    return join(sheets)
+
+
+def _card(sample: SampleReference) -> Html:
+    caption = sample.caption if sample.caption is not None else "(no caption)"
+    uri = sample_picture(sample)
+    if uri is None:
+        picture = element("div", "picture not readable", class_="missing")
+    else:
+        picture = element("img", src=uri, alt=f"picture of sample {sample.key}", loading="lazy")
+    size = f"{sample.width} × {sample.height}" if sample.width and sample.height else ""
+    return element(
+        "figure",
+        element("div", picture, class_="frame"),
+        element(
+            "figcaption", element("span", caption, dir="auto", class_="caption", title=caption)
+        ),
+        element("small", size),
+        class_="card",
+    )

@@ -1,0 +1,133 @@
+"""The page: what is found is read, each part gets its section, and one file is published.
+
+Nothing on it needs a network, a script or a second file; the content policy in its head forbids
+all three, whatever a caption says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from configs.publish import publish_text
+from tools.report.curation import dataset_section
+from tools.report.html import Html, element, join
+from tools.report.scorecard import metric_label, percent, scorecard_section
+from tools.report.sources import (
+    Dataset,
+    Run,
+    Scorecard,
+    find,
+    read_dataset,
+    read_run,
+    read_scorecard,
+)
+from tools.report.training import training_section
+
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+_STYLE = Path(__file__).with_name("page.css")
+MAX_HEADLINES = 4
+
+
+def report_on(folders: Sequence[Path], output: Path) -> Path:
+    """Report on whatever `folders` (or the folders directly in them) hold; return `output`.
+
+    Raises UsageError where there is nothing, DataError where a file is not what it should be.
+    """
+    datasets, runs, results = find(folders)
+    title = ", ".join(folder.resolve().name for folder in folders)
+    return build_report(datasets=datasets, runs=runs, results=results, output=output, title=title)
+
+
+def build_report(
+    *,
+    datasets: Sequence[Path] = (),
+    runs: Sequence[Path] = (),
+    results: Sequence[Path] = (),
+    output: Path,
+    title: str,
+) -> Path:
+    """Publish the page on these folders at `output`; return it. Any of them may be empty.
+
+    `datasets` hold report.json, `runs` metrics.jsonl, `results` results.jsonl and examples.json.
+    """
+    page = _page(
+        title,
+        [read_dataset(folder) for folder in datasets],
+        [read_run(folder) for folder in runs],
+        read_scorecard(results),
+    )
+    publish_text(output, page)
+    return output
+
+
+def _page(
+    title: str, datasets: Sequence[Dataset], runs: Sequence[Run], scorecard: Scorecard
+) -> Html:
+    many = len(datasets) > 1
+    sections = [
+        dataset_section(d, f"Dataset: {d.report.name}" if many else "Dataset") for d in datasets
+    ]
+    if runs:
+        sections.append(training_section(runs))
+    if scorecard.results:
+        sections.append(scorecard_section(scorecard))
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("title", f"{title}: pairmill report"),
+        element("style", Html(_STYLE.read_text(encoding="utf-8"))),
+    )
+    header = element(
+        "header",
+        element("h1", title),
+        element("p", "pairmill report", class_="kind"),
+        _headlines(datasets, runs, scorecard),
+    )
+    footer = element("footer", *(element("p", line) for line in _provenance(datasets, scorecard)))
+    body = element("body", header, element("main", *sections), footer)
+    return join([Html("<!doctype html>\n"), element("html", head, body, lang="en"), Html("\n")])
+
+
+def _headlines(
+    datasets: Sequence[Dataset], runs: Sequence[Run], scorecard: Scorecard
+) -> Html | None:
+    """Return the few numbers to be seen first."""
+    cards: list[tuple[str, str]] = []
+    for dataset in datasets[:1]:
+        report = dataset.report
+        cards.append((f"{report.num_kept:,}", f"samples kept of {report.num_read:,}"))
+    for run in runs[:1]:
+        if run.rows:
+            last = run.rows[-1]
+            said = f"loss after {last['samples_seen']:,.0f} samples"
+            cards.append((f"{last['loss']:.2f}" if "loss" in last else "?", said))
+    first_metrics = {"zero_shot": "top1", "retrieval": "t2i_recall@10"}
+    chosen = [
+        row
+        for row in scorecard.results
+        if row.checkpoint != "pixel-1nn" and row.metric == first_metrics.get(row.task)
+    ]
+    for row in chosen[:MAX_HEADLINES]:
+        said = f"{metric_label(row.metric)} on {row.dataset} (chance {percent(row.chance)})"
+        cards.append((percent(row.value), said))
+    if not cards:
+        return None
+    items = [
+        element("div", element("dd", number), element("dt", said), class_="headline")
+        for number, said in cards
+    ]
+    return element("dl", *items, class_="headlines")
+
+
+def _provenance(datasets: Sequence[Dataset], scorecard: Scorecard) -> list[str]:
+    lines = [
+        f"Dataset {d.report.name}: made by {d.report.created_by}, seed {d.report.seed}, "
+        f"configuration sha256 {d.report.config_digest}."
+        for d in datasets
+    ]
+    digests = {row.checkpoint: row.checkpoint_digest for row in scorecard.results}
+    lines += [f"Weights of {name}: sha256 {digest}." for name, digest in sorted(digests.items())]
+    return lines

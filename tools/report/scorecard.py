@@ -1,0 +1,154 @@
+"""The section on results: each metric with its interval, chance and baseline; examples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from evaluation.result import BASELINE, Result
+from tools.report.charts import interval_strip
+from tools.report.html import Html, details, element, join, table
+from tools.report.pictures import decoded_png
+from tools.report.sources import Examples, ImageQuery, Scorecard, ShownImage, TextQuery
+
+_TASKS = {"zero_shot": "zero-shot classification", "retrieval": "retrieval"}
+_METRICS = {
+    "top1": "top-1 accuracy",
+    "top5": "top-5 accuracy",
+    "mean_per_class_recall": "mean per-class recall",
+}
+
+
+def metric_label(metric: str) -> str:
+    """Return a metric's name for people: "text to image R@10"."""
+    if metric in _METRICS:
+        return _METRICS[metric]
+    direction, _, rank = metric.partition("_recall@")
+    words = {"t2i": "text to image", "i2t": "image to text"}
+    return f"{words[direction]} R@{rank}" if direction in words and rank else metric
+
+
+def percent(fraction: float) -> str:
+    """Write a fraction as per cent: one decimal, or two significant digits below 1 %."""
+    is_small = 0 < fraction < 0.01
+    return f"{100 * fraction:.2g}\u00a0%" if is_small else f"{100 * fraction:.1f}\u00a0%"
+
+
+def scorecard_section(scorecard: Scorecard) -> Html:
+    """Return the section of results and examples."""
+    return element(
+        "section",
+        element("h2", "Scorecard"),
+        element(
+            "p",
+            "Each value with its 95 % bootstrap interval. In the strip: ",
+            element("span", "● value and interval", class_="key-value"),
+            ", ",
+            element("span", "┆ chance", class_="key-m0"),
+            ", ",
+            element("span", "│ pixel nearest neighbour", class_="key-m1"),
+            " (the caption or class of the most similar training picture, no model).",
+        ),
+        *_result_tables(scorecard.results),
+        element("h3", "Example retrievals") if scorecard.examples else None,
+        element("p", "Queries are chosen by hash, not by hand.") if scorecard.examples else None,
+        *(_examples(e, is_open=number == 0) for number, e in enumerate(scorecard.examples)),
+    )
+
+
+def _result_tables(results: Sequence[Result]) -> list[Html]:
+    def place(row: Result) -> tuple[str, str]:
+        return row.dataset, row.task
+
+    tables = []
+    for (dataset, task), group in groupby(sorted(results, key=place), key=place):
+        rows = list(group)
+        baseline = {row.metric: row for row in rows if row.checkpoint == BASELINE}
+        models = [row for row in rows if row.checkpoint != BASELINE] or rows
+        caption = f"{dataset}: {_TASKS.get(task, task)}"
+        header = (
+            *("metric", "checkpoint", "value", "95 % interval", "0 to 100 %", "chance"),
+            *("pixel nearest neighbour", "n"),
+        )
+        cells = [_result_row(row, baseline.get(row.metric)) for row in models]
+        tables.append(table(header, cells, caption=caption))
+    return tables
+
+
+def _result_row(row: Result, baseline: Result | None) -> tuple[object, ...]:
+    marks = {"chance": row.chance}
+    if baseline is not None:
+        marks["pixel nearest neighbour"] = baseline.value
+    low, high = row.interval
+    return (
+        element("span", metric_label(row.metric), title=row.metric_definition),
+        element("bdi", row.checkpoint),
+        element("strong", percent(row.value)),
+        f"{percent(low)} to {percent(high)}",
+        interval_strip(row.value, low, high, marks),
+        percent(row.chance),
+        percent(baseline.value) if baseline is not None else "not run",
+        f"{row.n:,}",
+    )
+
+
+def _examples(examples: Examples, *, is_open: bool) -> Html:
+    title = f"{examples.dataset}, {examples.checkpoint}"
+    return details(
+        title,
+        element("h4", "A text and the five pictures nearest to it"),
+        *map(_text_query, examples.text_to_image),
+        element("h4", "A picture and the five texts nearest to it"),
+        element("div", *map(_image_query, examples.image_to_text), class_="queries"),
+        is_open=is_open,
+    )
+
+
+def _picture(image: ShownImage, alt: str) -> Html:
+    uri = decoded_png(image.png)
+    if uri is None:
+        return element("div", "picture not readable", class_="missing")
+    return element("img", src=uri, alt=alt, loading="lazy")
+
+
+def _mark(right: bool) -> Html:
+    return element("span", "✓ right" if right else "✗", class_="yes" if right else "no")
+
+
+def _text_query(query: TextQuery) -> Html:
+    found = [
+        element(
+            "li",
+            element("div", _picture(image, f"retrieved picture {rank}"), class_="frame"),
+            element("small", _mark(image.right), f" {image.score:.2f}"),
+            class_="right" if image.right else None,
+        )
+        for rank, image in enumerate(query.images, start=1)
+    ]
+    return element(
+        "div",
+        element("p", query.text, dir="auto", class_="query"),
+        element("ol", *found, class_="found"),
+        class_="text-query",
+    )
+
+
+def _image_query(query: ImageQuery) -> Html:
+    own = "; ".join(query.own_texts) or "(no text)"
+    found = [
+        element(
+            "li",
+            _mark(answer.right),
+            " ",
+            element("bdi", answer.text),
+            " ",
+            element("small", f"{answer.score:.2f}"),
+        )
+        for answer in query.texts
+    ]
+    return element(
+        "div",
+        element("div", _picture(query.image, f"query picture: {own}"), class_="frame"),
+        element("div", element("p", own, dir="auto", class_="query"), element("ol", join(found))),
+        class_="image-query",
+    )
