@@ -71,7 +71,8 @@ def curate(config: CurateConfig) -> CurationReport:
     work = WorkFolder(config.work_dir)
     work.remove_leftovers()
     scan_inputs = _scan_inputs(config)
-    decide_inputs = digest_of(scan_inputs, Rules.of(config).sections, config.seed)
+    rules = Rules.of(config)
+    decide_inputs = digest_of(scan_inputs, rules.match_digest, rules.sections, config.seed)
     decided = manifest = content = None
     with Engine(config.engine) as engine:
         if "scan" in config.stages:

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import tarfile
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -111,18 +112,18 @@ def pool(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def job(pool, tmp_path):
-    """Make a configuration over the pool, with overrides."""
+@pytest.fixture(scope="session")
+def configure(pool):
+    """Make a configuration over the pool that writes below a folder, with changes."""
     from configs.load import validate
     from curation.config import CurateConfig
 
-    def make(**changes):
+    def make(folder: Path, **changes):
         tree = {
             "name": "test",
             "seed": 7,
-            "output": str(tmp_path / "dataset"),
-            "index_dir": str(tmp_path / "indexes"),
+            "output": str(folder / "dataset"),
+            "index_dir": str(folder / "indexes"),
             "sources": [{"name": "pool", "shards": str(pool / "train")}],
             "rules": [
                 {"name": "caption_length", "min_words": 2},
@@ -134,3 +135,9 @@ def job(pool, tmp_path):
         return validate({**tree, **changes}, CurateConfig, label="test")
 
     return make
+
+
+@pytest.fixture
+def job(configure, tmp_path):
+    """Make a configuration that writes below the test's own folder."""
+    return partial(configure, tmp_path)

@@ -31,26 +31,9 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
 
 @pytest.fixture(scope="module")
-def finished(pool, tmp_path_factory, ray_session):
+def finished(configure, tmp_path_factory, ray_session):
     """One job over the pool: (configuration, report)."""
-    from configs.load import validate
-    from curation.config import CurateConfig
-
-    folder = tmp_path_factory.mktemp("finished")
-    tree = {
-        "name": "test",
-        "seed": 7,
-        "output": str(folder / "dataset"),
-        "index_dir": str(folder / "indexes"),
-        "sources": [{"name": "pool", "shards": str(pool / "train")}],
-        "rules": [
-            {"name": "caption_length", "min_words": 2},
-            {"name": "image_size", "min_side": 16},
-            {"name": "metaclip", "metadata": str(pool / "metadata.txt"), "t": 10},
-        ],
-        "write": {"samples_per_shard": 25, "shards_per_block": 4},
-    }
-    config = validate(tree, CurateConfig, label="test")
+    config = configure(tmp_path_factory.mktemp("finished"))
     return config, curate(config)
 
 
@@ -175,6 +158,7 @@ def test_output_is_byte_identical_for_any_workers_and_any_order_of_shards(
 ):
     expected = tars.hashes(Path(finished[0].output))
     files = [str(path) for path in sorted((pool / "train").glob("*.tar"))]
+    listed = []
     for number, changes in enumerate(
         (
             {"engine": {"num_workers": 1}},
@@ -190,10 +174,10 @@ def test_output_is_byte_identical_for_any_workers_and_any_order_of_shards(
             reference = {k: v for k, v in got.items() if k.endswith((".tar", ".index.parquet"))}
         else:  # the recipe names the files another way; the data are the same
             assert {k: v for k, v in got.items() if k in reference} == reference
-            listed = got if number == 1 else listed
-            assert got == listed
+            listed.append(got)
         shutil.rmtree(config.output)
         shutil.rmtree(config.work_dir)
+    assert listed[0] == listed[1]
 
 
 def test_stages_run_alone_in_order_and_say_which_one_is_missing(finished, job, tars):
