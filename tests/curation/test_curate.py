@@ -234,7 +234,8 @@ def test_killed_at_any_moment_and_rerun_gives_the_same_bytes(finished, job, tars
     path = tmp_path / "job.yaml"
     path.write_text(to_yaml(config))
     code = (
-        "import sys; from configs.load import load_config; from curation.config import CurateConfig; "
+        "import sys; from configs.load import load_config; "
+        "from curation.config import CurateConfig; "
         "from curation.job import curate; curate(load_config(sys.argv[1], CurateConfig))"
     )
     driver = subprocess.Popen(
