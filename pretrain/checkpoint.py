@@ -31,6 +31,7 @@ class CheckpointRecord(Config):
     version: int
     samples_seen: int
     step: int
+    skipped_samples: int
     config_digest: str
     manifest_digest: str
     world_size: int

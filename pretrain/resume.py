@@ -13,7 +13,7 @@ import shutil
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -37,9 +37,16 @@ _FREE_KEYS = {
 }
 
 
-def save(config: PretrainConfig, parts: Parts, step_number: int) -> Path:
-    """Publish a checkpoint of the run after `step_number` steps; every rank must call it."""
-    samples_seen = step_number * config.global_batch_size
+class ResumePoint(NamedTuple):
+    """Where a run stands: finished steps, and bad samples replaced so far on all ranks."""
+
+    step_number: int
+    num_bad: int
+
+
+def save(config: PretrainConfig, parts: Parts, point: ResumePoint) -> Path:
+    """Publish a checkpoint of the run at `point`; every rank must call it."""
+    samples_seen = point.step_number * config.global_batch_size
     checkpoints = Path(config.output) / "checkpoints"
     name = checkpoint.folder_name(samples_seen)
     temporary, final = checkpoints / f".{name}.tmp-saving", checkpoints / name
@@ -59,7 +66,7 @@ def save(config: PretrainConfig, parts: Parts, step_number: int) -> Path:
         parts.engine.model.save(temporary / "model", weights)
         parts.tokenizer.save(temporary / "model")
         (temporary / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-        checkpoint.seal(temporary, _record(config, parts, step_number, samples_seen))
+        checkpoint.seal(temporary, _record(config, parts, point, samples_seen))
         if final.exists():  # a damaged one that the run was restarted before
             shutil.rmtree(final)
         publish_folder(temporary, final)
@@ -69,12 +76,13 @@ def save(config: PretrainConfig, parts: Parts, step_number: int) -> Path:
 
 
 def _record(
-    config: PretrainConfig, parts: Parts, step_number: int, samples_seen: int
+    config: PretrainConfig, parts: Parts, point: ResumePoint, samples_seen: int
 ) -> dict[str, Any]:
     packages = ("torch", "deepspeed", "open_clip_torch", "tokenizers", "numpy")
     return {
         "samples_seen": samples_seen,
-        "step": step_number,
+        "step": point.step_number,
+        "skipped_samples": point.num_bad,
         "config_digest": digest(config),
         "manifest_digest": parts.manifest.digest,
         "world_size": parts.group.size,
@@ -84,8 +92,8 @@ def _record(
     }
 
 
-def restore(config: PretrainConfig, parts: Parts) -> int:
-    """Load the newest sound checkpoint of the run into its parts; return its step, or 0."""
+def restore(config: PretrainConfig, parts: Parts) -> ResumePoint:
+    """Load the newest sound checkpoint of the run into its parts; return where it stood."""
     checkpoints = Path(config.output) / "checkpoints"
     found: list[Any] = [None]
     if parts.group.rank == 0:
@@ -97,18 +105,18 @@ def restore(config: PretrainConfig, parts: Parts) -> int:
     if isinstance(found[0], CheckpointError):
         raise found[0]
     if found[0] is None:
-        return 0
-    folder, step_number = found[0]
+        return ResumePoint(0, 0)
+    folder, point = found[0]
     parts.engine.load(folder / "engine")
     state = folder / "engine" / f"random_state_{parts.group.rank}.pt"
     if state.is_file():
         torch.set_rng_state(torch.load(state, weights_only=True))
-    return int(step_number)
+    return ResumePoint(*point)
 
 
 def _newest_sound(
     config: PretrainConfig, parts: Parts, checkpoints: Path
-) -> tuple[Path, int] | None:
+) -> tuple[Path, ResumePoint] | None:
     damaged = []
     for folder in checkpoint.usable_checkpoints(checkpoints):
         try:
@@ -125,7 +133,7 @@ def _newest_sound(
                 "equal to rounding, not bit for bit"
             )
         print(message, file=sys.stderr)
-        return folder, record.step
+        return folder, ResumePoint(record.step, record.skipped_samples)
     if damaged:
         raise CheckpointError(
             f"none of the {len(damaged)} checkpoints in {checkpoints} is sound. "

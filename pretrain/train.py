@@ -9,7 +9,6 @@ and learning rate are functions of it. SIGTERM and SIGUSR1 mean: finish the step
 
 from __future__ import annotations
 
-import json
 import resource
 import signal
 import sys
@@ -23,14 +22,14 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
-from configs.errors import DataError
 from configs.load import to_yaml
 from configs.publish import publish_text
 from curation.manifest import Manifest
+from pretrain.bad_samples import BadSamples, check_share, drop_rows_after
 from pretrain.build import Parts, build_parts
 from pretrain.config import PretrainConfig
 from pretrain.data.loader import Batch, batches
-from pretrain.resume import restore, save
+from pretrain.resume import ResumePoint, restore, save
 from pretrain.schedule import warmup_cosine
 from pretrain.telemetry import Telemetry
 
@@ -66,7 +65,7 @@ class Run:
     parts: Parts
     step_number: int
     telemetry: Telemetry | None  # rank 0 alone
-    bad_samples: int = 0
+    bad_samples: BadSamples
     meter: Meter = field(default_factory=Meter)
 
     @property
@@ -88,10 +87,14 @@ class Run:
         norm = engine.step(learning_rate)
         self.step_number += 1
         self.meter.steps += 1
-        self.bad_samples += len(batch.bad)
-        self._name_bad_samples(batch)
+        self.bad_samples.note(batch.bad)
         if self._interval_ends(self.config.intervals.log_samples) or self.is_finished():
             self._log([loss.loss, loss.accuracy_i2t, loss.accuracy_t2i], norm, learning_rate)
+
+    def save(self) -> None:
+        """Publish a checkpoint; every rank must call it."""
+        _, num_bad = self._over_ranks([torch.zeros((), device=self.parts.engine.device)])
+        save(self.config, self.parts, ResumePoint(self.step_number, num_bad))
 
     def is_finished(self) -> bool:
         """Whether the budget is spent."""
@@ -118,14 +121,8 @@ class Run:
     def _log(
         self, losses: list[torch.Tensor], norm: torch.Tensor | float, learning_rate: float
     ) -> None:
-        group, meter = self.parts.group, self.meter
-        bad = torch.tensor(float(self.bad_samples), device=losses[0].device)
-        values = torch.stack([*(loss.detach().float() for loss in losses), bad / group.size])
-        if group.size > 1:
-            dist.all_reduce(values)
-            values /= group.size
-        loss, accuracy_i2t, accuracy_t2i, bad_per_rank = values.tolist()
-        num_bad = round(bad_per_rank * group.size) if group.size > 1 else self.bad_samples
+        meter = self.meter
+        (loss, accuracy_i2t, accuracy_t2i), num_bad = self._over_ranks(losses)
         elapsed = time.perf_counter() - meter.started
         rate = meter.steps * self.config.global_batch_size / elapsed
         left = (self.config.num_steps - self.step_number) * self.config.global_batch_size
@@ -149,22 +146,22 @@ class Run:
         self.meter = Meter()
         if self.telemetry is not None:
             self.telemetry.log(row)
-        self._check_bad_fraction(num_bad)
+        check_share(
+            num_bad,
+            samples_seen=self.samples_seen,
+            limit=self.config.data.max_bad_fraction,
+            folder=self.config.output,
+        )
 
-    def _check_bad_fraction(self, num_bad: int) -> None:
-        limit = self.config.data.max_bad_fraction
-        if self.samples_seen >= 1000 and num_bad > limit * self.samples_seen:
-            raise DataError(
-                f"{num_bad:,} of {self.samples_seen:,} samples could not be decoded, more than "
-                f"data.max_bad_fraction = {limit:g}. They are named in "
-                f"{self.config.output}/bad_samples-*.jsonl. Curate the dataset, or raise the limit."
-            )
-
-    def _name_bad_samples(self, batch: Batch) -> None:
-        if batch.bad:
-            path = Path(self.config.output) / f"bad_samples-{self.parts.group.rank}.jsonl"
-            with open(path, "a", encoding="utf-8") as file:
-                file.writelines(json.dumps(bad._asdict()) + "\n" for bad in batch.bad)
+    def _over_ranks(self, means: list[torch.Tensor]) -> tuple[list[float], int]:
+        """Return the means of `means` over the ranks, and the number of bad samples of all."""
+        num_here = torch.tensor(float(self.bad_samples.num_here), device=means[0].device)
+        values = torch.stack([*(mean.detach().float() for mean in means), num_here])
+        group = self.parts.group
+        if group.size > 1:
+            dist.all_reduce(values)
+        *sums, num_bad = values.tolist()
+        return [value / group.size for value in sums], self.bad_samples.num_before + int(num_bad)
 
 
 def peak_memory_bytes() -> int:
@@ -226,18 +223,21 @@ def pretrain(config: PretrainConfig, *, stop: Stop | None = None) -> Outcome:
 
 def open_run(config: PretrainConfig, parts: Parts) -> Run:
     """Restore the newest sound checkpoint, or start at zero; open the log on rank 0."""
-    step_number = restore(config, parts)
+    point = restore(config, parts)
+    folder, batch = Path(config.output), config.global_batch_size
     telemetry = None
     if parts.group.rank == 0:
-        folder = Path(config.output)
         folder.mkdir(parents=True, exist_ok=True)
         publish_text(folder / "config.yaml", to_yaml(config))
-        batch = config.global_batch_size
+        samples_seen = point.step_number * batch
+        drop_rows_after(folder, samples_seen)
         telemetry = Telemetry(
-            folder, samples_seen=step_number * batch, total_samples=config.num_steps * batch
+            folder, samples_seen=samples_seen, total_samples=config.num_steps * batch
         )
         print(describe(config, parts.manifest, parts.group.size), file=sys.stderr, flush=True)
-    return Run(config, parts, step_number, telemetry)
+    dist.barrier()  # no rank writes before rank 0 has made the folder and cut the logs
+    bad_samples = BadSamples(folder, rank=parts.group.rank, num_before=point.num_bad)
+    return Run(config, parts, point.step_number, telemetry, bad_samples)
 
 
 def loop(run: Run, request: StopRequest) -> None:
@@ -261,7 +261,7 @@ def loop(run: Run, request: StopRequest) -> None:
         run.step(batch)
         stopping = request.agreed(run.step_number)
         if stopping or run.checkpoint_due() or run.is_finished():
-            save(run.config, run.parts, run.step_number)
+            run.save()
         if stopping:
             return
 

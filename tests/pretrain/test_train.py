@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 
 from configs.errors import CheckpointError, ConfigError
 from configs.load import to_yaml
+from curation.manifest import manifest_of_tars
 from pretrain.checkpoint import model_folder, read_record
-from tests.pretrain.conftest import make_config, run_ranks
+from tests.pretrain.conftest import make_config, png, run_ranks, write_tar
 
 pytestmark = [pytest.mark.distributed, pytest.mark.filterwarnings("ignore")]
 
@@ -119,6 +120,31 @@ def test_gradients_through_deepspeed_do_not_depend_on_the_number_of_ranks(
     assert norm > 1e-2
     difference = torch.cat([(one[name] - two[name]).flatten() for name in one]).norm()
     assert difference / norm <= 2e-6
+
+
+def test_bad_samples_are_counted_and_named_once_over_ranks_and_restarts(model_file, tmp_path):
+    good = [(f"{i:03d}", {"png": png(i, 16, i), "txt": b"a red square"}) for i in range(30)]
+    bad = [(f"bad{i}", {"png": png(i, 16, i)[:60], "txt": b"a blue square"}) for i in range(2)]
+    write_tar(tmp_path / "data/0.tar", [*good, *bad])
+    manifest = manifest_of_tars(tmp_path / "data")
+    data = {"manifest": str(manifest.folder), "num_workers": 0, "max_bad_fraction": 0.5}
+    config = make_config(manifest, model_file, tmp_path / "parts", data=data, samples=128)
+    train(config, world_size=2, stop_at=3)
+    parts = train(config, world_size=2)
+    whole = train(make_config(manifest, model_file, tmp_path / "whole", data=data, samples=128))
+
+    def skipped(run: Path) -> list[float]:
+        return [row["skipped_samples"] for row in rows(run)]
+
+    def named(run: Path) -> list[str]:
+        files = sorted(run.glob("bad_samples-*.jsonl"))
+        return sorted(line for file in files for line in file.read_text().splitlines())
+
+    assert skipped(parts)[-1] == len(named(parts)) >= 4 * 2
+    assert named(parts) == named(whole)
+    assert [r["skipped_samples"] for r in rows(parts)] == [
+        r["skipped_samples"] for r in rows(whole)
+    ]
 
 
 def test_a_damaged_checkpoint_falls_back_loudly_to_the_one_before(dataset, model_file, tmp_path):
