@@ -153,6 +153,15 @@ def test_merged_classes_are_drawn_alike_and_different_classes_never(full_split, 
     assert all(len(found) == 1 for found in labels.values())
 
 
+def test_no_serif_drawing_is_trained_on_and_none_comes_twice(full_split, drawings):
+    trained = {drawings[stem][codepoint] for stem, codepoint in full_split.training}
+    shown = [drawings[stem][codepoint] for (stem, codepoint), _ in full_split.serif]
+    assert not trained & set(shown)
+    assert len(shown) == len(set(shown))
+    labels = {label for _, label in full_split.serif}
+    assert labels == set(range(len(full_split.class_codepoints)))
+
+
 def test_latin_greek_and_cyrillic_capital_o_are_one_class_named_after_latin(full_split):
     merged = [members for members in full_split.class_codepoints if members[0] == ord("O")]
     assert len(merged) == 1

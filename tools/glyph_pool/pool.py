@@ -32,7 +32,7 @@ from tools.glyph_pool.fonts import FACES, SERIF_FACES, TRAINING_FACES, font_path
 from tools.glyph_pool.split import SEED, Split, UnseenCharacter, split_glyphs
 from tools.glyph_pool.tars import TarJob, caption_of, write_tar
 
-VERSION = 1
+VERSION = 2
 SAMPLES_PER_SHARD = 2000
 
 Item = TypeVar("Item")

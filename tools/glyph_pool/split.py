@@ -4,14 +4,14 @@ Characters whose drawings are equal in any training face (Latin A, Greek Alpha, 
 linked into *groups*; a group is trained on or held out as a whole, so that no held-out drawing is
 met in training under another name. The held-out tenth is the retrieval set `unseen`. The DejaVu
 Serif family is held out for the classification set `serif`, over the characters that training shows
-in >= MIN_TRAINING_FACES faces. Equal means every pixel at CANONICAL_SIZE_PIXELS: drawings that
+in >= MIN_TRAINING_FACES faces, but for the drawings that it shares with a training family. Equal means every pixel at CANONICAL_SIZE_PIXELS: drawings that
 differ by a hair (some twenty pairs of classes, such as e with diaeresis and Cyrillic io) stay two.
 """
 
 from __future__ import annotations
 
 import string
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -130,25 +130,27 @@ def _serif_classes(
 ) -> tuple[tuple[tuple[Glyph, int], ...], tuple[tuple[int, ...], ...]]:
     """Merge the characters that DejaVu Serif's regular face draws alike into one class.
 
-    A glyph of another style whose drawing two classes share (italic Cyrillic te and Latin m) cannot
-    be labelled, and is left out.
+    Left out are drawings that training shows in another family (box drawing, circles, arrows: no
+    style there to be unseen), drawings that two classes share (italic Cyrillic te and Latin m:
+    nobody could label them), all but the first of a class's equal drawings (its pictures are the
+    bootstrap's independent units), and classes of which no picture remains.
     """
-    num_faces: dict[int, int] = defaultdict(int)
-    for _, codepoint in training:
-        num_faces[codepoint] += 1
+    trained = {drawings[stem][codepoint] for stem, codepoint in training}
+    num_faces = Counter(codepoint for _, codepoint in training)
     regular = drawings[SERIF_FACES[0].stem]
-    seen = {c: d for c, d in regular.items() if num_faces.get(c, 0) >= MIN_TRAINING_FACES}
-    classes = link_equal_drawings([seen])
-    label_of = {codepoint: label for label, members in enumerate(classes) for codepoint in members}
-    pictures = []
+    seen = {c: d for c, d in regular.items() if num_faces[c] >= MIN_TRAINING_FACES}
+    class_of = {
+        codepoint: members for members in link_equal_drawings([seen]) for codepoint in members
+    }
+    classes_of_drawing: dict[bytes, set[tuple[int, ...]]] = defaultdict(set)
+    first_glyph: dict[bytes, Glyph] = {}
     for face in SERIF_FACES:
-        labels_of_drawing = defaultdict(set)
-        for codepoint, digest in drawings[face.stem].items():
-            if codepoint in label_of:
-                labels_of_drawing[digest].add(label_of[codepoint])
-        pictures += [
-            ((face.stem, codepoint), label_of[codepoint])
-            for codepoint, digest in drawings[face.stem].items()
-            if codepoint in label_of and len(labels_of_drawing[digest]) == 1
-        ]
-    return tuple(pictures), tuple(classes)
+        for codepoint, drawing in drawings[face.stem].items():
+            if codepoint in class_of and drawing not in trained:
+                classes_of_drawing[drawing].add(class_of[codepoint])
+                first_glyph.setdefault(drawing, (face.stem, codepoint))
+    glyphs = [first_glyph[d] for d, classes in classes_of_drawing.items() if len(classes) == 1]
+    classes = sorted({class_of[codepoint] for _, codepoint in glyphs})
+    label_of = {members: label for label, members in enumerate(classes)}
+    pictures = tuple((glyph, label_of[class_of[glyph[1]]]) for glyph in glyphs)
+    return pictures, tuple(classes)
