@@ -242,6 +242,22 @@ def test_a_folder_with_something_else_in_it_is_refused_and_untouched(pool, tmp_p
         make_pool(pool, limit=LIMIT + 1)
 
 
+def test_a_pool_of_other_software_versions_is_not_taken_for_this_one(pool, tmp_path):
+    content = json.loads((pool / "pool.json").read_text())
+    content["software"]["pillow"] = "1.1.7"
+    (tmp_path / "pool.json").write_text(json.dumps(content))
+    with pytest.raises(UsageError, match=r"1\.1\.7.*Remove it"):
+        make_pool(tmp_path, limit=LIMIT)
+
+
+def test_a_folder_that_cannot_be_made_is_a_message_and_exit_code_1(tmp_path, capsys):
+    (tmp_path / "file").write_text("not a folder")
+    assert main([str(tmp_path / "file/pool"), "--limit", "100", "--workers", "1"]) == 1
+    message = capsys.readouterr().err
+    assert "could not be written" in message
+    assert "Traceback" not in message
+
+
 def test_wrong_usage_is_a_message_and_exit_code_2(tmp_path, capsys):
     assert main([str(tmp_path / "pool"), "--limit", "0"]) == 2
     assert "expected at least 1" in capsys.readouterr().err

@@ -63,6 +63,13 @@ def main(arguments: list[str] | None = None) -> int:
     except PairmillError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        print(
+            f"error: the pool could not be written to {options.out}: {error}. Nothing is left "
+            "there half done: free some space, or give a folder that you may write to.",
+            file=sys.stderr,
+        )
+        return 1
     print(json.dumps(pool, indent=2))
     return 0
 

@@ -30,7 +30,7 @@ from configs.publish import published_folder
 from tools.glyph_pool.captions import TEMPLATES, describe, name_words
 from tools.glyph_pool.fonts import FACES, SERIF_FACES, TRAINING_FACES, font_path, scan
 from tools.glyph_pool.split import SEED, Split, UnseenCharacter, split_glyphs
-from tools.glyph_pool.tars import TarJob, caption_of, write_tar
+from tools.glyph_pool.tars import TarJob, captions_of, write_tar
 
 VERSION = 2
 SAMPLES_PER_SHARD = 2000
@@ -103,6 +103,12 @@ def _existing_pool(out: Path, options: dict[str, Any]) -> dict[str, Any] | None:
             f"{out} holds another glyph pool: it was made with {found}, wanted is {wanted}. Give "
             "another folder, or remove that one first."
         )
+    if pool.get("software") != _software():
+        raise UsageError(
+            f"{out} holds this pool as other versions drew it: made with {pool.get('software')}, "
+            f"here are {_software()}, and its bytes depend on them. Remove it to make it again, or "
+            "give another folder."
+        )
     return dict(pool)
 
 
@@ -122,7 +128,7 @@ def training_jobs(folder: Path, split: Split, shuffle_captions: bool) -> list[Ta
     (folder / "train").mkdir()
     order = draws.permutation(len(split.training), SEED, "glyph_pool/order")
     glyphs = [split.training[position] for position in order]
-    captions = [caption_of(glyph, may_be_code=True) for glyph in glyphs]
+    captions = captions_of(glyphs, may_be_codes=True)
     if shuffle_captions:
         shuffled = draws.permutation(len(captions), SEED, "glyph_pool/shuffle_captions")
         captions = [captions[position] for position in shuffled]
@@ -159,12 +165,11 @@ def _classification(
 
 
 def _retrieval(folder: Path, unseen: tuple[UnseenCharacter, ...]) -> list[TarJob]:
+    glyphs = [character.glyph for character in unseen]
     texts = []
-    for character in unseen:
-        first = caption_of(character.glyph, may_be_code=False)
+    for character, first in zip(unseen, captions_of(glyphs, may_be_codes=False), strict=True):
         others = [describe(codepoint, "", 0.0) for codepoint in character.codepoints[1:]]
         texts.append("\n".join([first, *others]))
-    glyphs = [character.glyph for character in unseen]
     return _dataset(folder, "retrieval", glyphs, texts, {"dataset_type.txt": ["retrieval"]})
 
 

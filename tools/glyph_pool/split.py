@@ -4,8 +4,9 @@ Characters whose drawings are equal in any training face (Latin A, Greek Alpha, 
 linked into *groups*; a group is trained on or held out as a whole, so that no held-out drawing is
 met in training under another name. The held-out tenth is the retrieval set `unseen`. The DejaVu
 Serif family is held out for the classification set `serif`, over the characters that training shows
-in >= MIN_TRAINING_FACES faces, but for the drawings that it shares with a training family. Equal means every pixel at CANONICAL_SIZE_PIXELS: drawings that
-differ by a hair (some twenty pairs of classes, such as e with diaeresis and Cyrillic io) stay two.
+in >= MIN_TRAINING_FACES faces and without the drawings that a training face shares. Equal means
+every pixel at CANONICAL_SIZE_PIXELS: drawings that differ by a hair (some twenty pairs of classes,
+such as e with diaeresis and Cyrillic io) stay two.
 """
 
 from __future__ import annotations

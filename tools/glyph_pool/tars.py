@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,32 +40,42 @@ class TarJob:
     first: int = 0
 
 
-def _draw(glyph: Glyph, purpose: str) -> float:
-    uid = hashlib.blake2b(f"{glyph[0]}\0U+{glyph[1]:04X}".encode(), digest_size=16).digest()
-    return float(draws.uniform(SEED, f"glyph_pool/{purpose}", *draws.uid_words([uid]))[0])
+def _draws(glyphs: Sequence[Glyph], *purposes: str) -> Iterator[tuple[float, ...]]:
+    """Yield the draws of each glyph, one a purpose."""
+    names = [f"{stem}\0U+{codepoint:04X}".encode() for stem, codepoint in glyphs]
+    words = draws.uid_words([hashlib.blake2b(name, digest_size=16).digest() for name in names])
+    columns = [draws.uniform(SEED, f"glyph_pool/{purpose}", *words) for purpose in purposes]
+    return zip(*(column.tolist() for column in columns), strict=True)
 
 
-def look_of(glyph: Glyph, *, may_be_thumbnail: bool) -> Look:
-    """Return how the picture of `glyph` is drawn."""
-    side = 32 + int(33 * _draw(glyph, "side"))
-    if may_be_thumbnail and _draw(glyph, "thumbnail") < THUMBNAIL_FRACTION:
-        side = 12 + int(8 * _draw(glyph, "side"))
-    return Look(
-        side_pixels=side,
-        em=0.68 + 0.22 * _draw(glyph, "em"),
-        shift_x=0.14 * (_draw(glyph, "shift_x") - 0.5),
-        shift_y=0.14 * (_draw(glyph, "shift_y") - 0.5),
-        paper=215 + int(41 * _draw(glyph, "paper")),
-        ink=int(61 * _draw(glyph, "ink")),
-    )
+def looks_of(glyphs: Sequence[Glyph], *, may_be_thumbnails: bool) -> list[Look]:
+    """Return how the picture of each glyph is drawn."""
+    looks = []
+    purposes = ("side", "thumbnail", "em", "shift_x", "shift_y", "paper", "ink")
+    for side, thumbnail, em, shift_x, shift_y, paper, ink in _draws(glyphs, *purposes):
+        is_thumbnail = may_be_thumbnails and thumbnail < THUMBNAIL_FRACTION
+        look = Look(
+            side_pixels=12 + int(8 * side) if is_thumbnail else 32 + int(33 * side),
+            em=0.68 + 0.22 * em,
+            shift_x=0.14 * (shift_x - 0.5),
+            shift_y=0.14 * (shift_y - 0.5),
+            paper=215 + int(41 * paper),
+            ink=int(61 * ink),
+        )
+        looks.append(look)
+    return looks
 
 
-def caption_of(glyph: Glyph, *, may_be_code: bool) -> str:
-    """Return the caption of the picture of `glyph`."""
-    stem, codepoint = glyph
-    if may_be_code and _draw(glyph, "code_caption") < CODE_CAPTION_FRACTION:
-        return code_caption(codepoint)
-    return describe(codepoint, FACE_OF_STEM[stem].style, _draw(glyph, "phrasing"))
+def captions_of(glyphs: Sequence[Glyph], *, may_be_codes: bool) -> list[str]:
+    """Return the caption of the picture of each glyph."""
+    captions = []
+    drawn = _draws(glyphs, "code_caption", "phrasing")
+    for (stem, codepoint), (code, phrasing) in zip(glyphs, drawn, strict=True):
+        if may_be_codes and code < CODE_CAPTION_FRACTION:
+            captions.append(code_caption(codepoint))
+        else:
+            captions.append(describe(codepoint, FACE_OF_STEM[stem].style, phrasing))
+    return captions
 
 
 def _metadata(glyph: Glyph, caption: str, key: str, side: int, picture: bytes) -> dict[str, object]:
@@ -91,9 +101,9 @@ def _metadata(glyph: Glyph, caption: str, key: str, side: int, picture: bytes) -
 
 def _train_members(job: TarJob) -> Iterator[Member]:
     shard = job.path.stem
-    for number, (glyph, caption) in enumerate(zip(job.glyphs, job.texts, strict=True)):
+    looks = looks_of(job.glyphs, may_be_thumbnails=True)
+    for number, (glyph, caption, look) in enumerate(zip(job.glyphs, job.texts, looks, strict=True)):
         key = f"{shard}{number:04d}"
-        look = look_of(glyph, may_be_thumbnail=True)
         picture = draw_picture(FACE_OF_STEM[glyph[0]], glyph[1], look)
         metadata = _metadata(glyph, caption, key, look.side_pixels, picture)
         yield f"{key}.png", picture
@@ -102,9 +112,10 @@ def _train_members(job: TarJob) -> Iterator[Member]:
 
 
 def _evaluation_members(job: TarJob, extension: str) -> Iterator[Member]:
-    for number, (glyph, text) in enumerate(zip(job.glyphs, job.texts, strict=True), job.first):
+    looks = looks_of(job.glyphs, may_be_thumbnails=False)
+    samples = zip(job.glyphs, job.texts, looks, strict=True)
+    for number, (glyph, text, look) in enumerate(samples, job.first):
         key = f"{number:06d}"
-        look = look_of(glyph, may_be_thumbnail=False)
         yield f"{key}.png", draw_picture(FACE_OF_STEM[glyph[0]], glyph[1], look)
         yield f"{key}.{extension}", text.encode()
 
