@@ -4,7 +4,8 @@
     ├── UsageError           the command or a path on it is wrong; exit code 2
     │   └── ConfigError      a configuration file or override is wrong; exit code 2
     ├── DataError            a shard, index, manifest, dataset or image is not what it should be
-    └── CheckpointError      a checkpoint is missing, damaged or of another kind
+    ├── CheckpointError      a checkpoint is missing, damaged or of another kind
+    └── TrainingError        training cannot go on: the loss is not finite
 
 `assert` is for our own invariants only. The `pairmill` command prints a `PairmillError` without a
 traceback (with one under PAIRMILL_TRACEBACK=1); anything else is a bug of ours and keeps its
@@ -35,6 +36,10 @@ class ConfigError(UsageError):
 
 class DataError(PairmillError):
     """A shard, index, manifest, dataset or image is not what it should be."""
+
+
+class TrainingError(PairmillError):
+    """Training cannot go on."""
 
 
 class CheckpointError(PairmillError):

@@ -57,8 +57,9 @@ def _read(path: Path) -> Tree:
 
 
 def _merge(parent: Tree, child: Tree, *, is_section: bool = True) -> Tree:
-    # Only a section's `name` chooses a variant; at the top level it labels the run.
-    if is_section and child.get("name", parent.get("name")) != parent.get("name"):
+    # Only a section's `name` chooses a variant; at the top level it labels the run. A parent
+    # without one has the default variant: keys that another does not know are refused later.
+    if is_section and "name" in child and "name" in parent and child["name"] != parent["name"]:
         return child
     merged = dict(parent)
     for key, value in child.items():

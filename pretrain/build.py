@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 import torch.distributed as dist
 
-from configs.errors import ConfigError
+from configs import draws
+from configs.errors import ConfigError, DataError
 from configs.publish import published_folder
 from curation.manifest import Manifest, read_index, read_manifest
 from pretrain.config import PretrainConfig
@@ -21,6 +25,7 @@ from pretrain.model.clip import ClipModel, Json, read_model_config
 from pretrain.model.tokenizer import END_ID, TOKENIZER_FILE, Tokenizer
 from pretrain.objectives.group import Group, world_or_solo
 from pretrain.objectives.registry import Objective
+from pretrain.ranks import on_first_rank
 
 
 @dataclass(frozen=True)
@@ -37,17 +42,32 @@ class Parts:
 
 def build_parts(config: PretrainConfig) -> Parts:
     """Start the processes and build everything; ranks end up with equal weights."""
-    manifest = read_manifest(Path(config.data.manifest))
+    manifest = read_dataset(config)
     model_config = read_model_config(config.model)
     device = start_processes(config.engine.num_threads)
     check_batch(config, dist.get_world_size())
-    tokenizer = run_tokenizer(config, manifest, model_config)
+    tokenizer = run_tokenizer(config, manifest, model_config["text_cfg"]["context_length"])
     torch.manual_seed(config.seed)
     model = ClipModel(with_tokenizer(model_config, tokenizer))
     group = world_or_solo()
     dataset = build_dataset(config, manifest, tokenizer, model, group)
     engine = Engine(model, config, device)
     return Parts(manifest, tokenizer, engine, config.objective.build(), group, dataset)
+
+
+def read_dataset(config: PretrainConfig) -> Manifest:
+    """Read the manifest; raise DataError where there is nothing in it to train on.
+
+    Rank 0 looks at every shard on disk, the others need not.
+    """
+    manifest = read_manifest(
+        Path(config.data.manifest), check_files=os.environ.get("RANK", "0") == "0"
+    )
+    if manifest.num_samples == 0:
+        raise DataError(
+            f"{config.data.manifest}: the manifest has no samples. Curate again with looser rules."
+        )
+    return manifest
 
 
 def check_batch(config: PretrainConfig, world_size: int) -> None:
@@ -83,28 +103,46 @@ def build_dataset(
     return BatchDataset(manifest, transform, tokenizer, plan)
 
 
-def run_tokenizer(config: PretrainConfig, manifest: Manifest, model_config: Json) -> Tokenizer:
-    """Return the run's tokenizer: made once, by rank 0, and kept in the run folder."""
+def run_tokenizer(config: PretrainConfig, manifest: Manifest, context_length: int) -> Tokenizer:
+    """Return the run's tokenizer: made once, by rank 0, and kept in the run folder.
+
+    It is made again where the dataset, its section or the context length is another.
+    """
     folder = Path(config.output) / "tokenizer"
-    if dist.get_rank() == 0 and not (folder / TOKENIZER_FILE).is_file():
+    made_from = {
+        "manifest_digest": manifest.digest,
+        "tokenizer": config.tokenizer.model_dump(mode="json"),
+        "context_length": context_length,
+    }
+
+    def make() -> None:
+        note = folder / "made_from.json"
+        if note.is_file() and json.loads(note.read_text(encoding="utf-8")) == made_from:
+            return
         tokenizer = Tokenizer.train_words(
-            _captions(manifest),
+            sample_captions(manifest, config.tokenizer.num_captions),
             vocab_size=config.tokenizer.vocab_size,
-            context_length=int(model_config["text_cfg"]["context_length"]),
+            context_length=context_length,
         )
         shutil.rmtree(folder, ignore_errors=True)
         with published_folder(folder) as temporary:
             tokenizer.save(temporary)
-    dist.barrier()
+            (temporary / note.name).write_text(json.dumps(made_from, indent=2), encoding="utf-8")
+
+    on_first_rank(make)
     return Tokenizer.load(folder)
 
 
-def _captions(manifest: Manifest) -> list[str]:
-    captions: list[pa.Array] = [
-        read_index(manifest.path(i), columns=["caption"]).column("caption").to_pylist()
-        for i in range(len(manifest.shards))
-    ]
-    return [caption for shard in captions for caption in shard]
+def sample_captions(manifest: Manifest, num_captions: int) -> Iterator[str]:
+    """Yield the captions of whole shards, in an order drawn by hash, until there are enough."""
+    num_yielded = 0
+    for shard in draws.permutation(manifest.num_shards, 0, "tokenizer/shards"):
+        if num_yielded >= num_captions:
+            return
+        table = read_index(manifest.path(int(shard)), columns=["caption", "problem"])
+        usable = table.filter(pc.is_null(table["problem"]))["caption"].drop_null().to_pylist()
+        num_yielded += len(usable)
+        yield from usable
 
 
 def with_tokenizer(model_config: Json, tokenizer: Tokenizer) -> Json:

@@ -9,7 +9,6 @@ checkpoints/latest    one line, written last
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -96,7 +95,10 @@ def publish_latest(checkpoints: Path, name: str, *, keep: int) -> None:
     publish_text(checkpoints / "latest", name + "\n")
     for old in sorted(checkpoints.glob("samples-*"))[:-keep]:
         if old.name != name:
-            shutil.rmtree(old)
+            # renamed first: half of a removed checkpoint must not look like a damaged one
+            removed = old.with_name(f".{old.name}.tmp-removing")
+            old.rename(removed)
+            shutil.rmtree(removed)
 
 
 def usable_checkpoints(checkpoints: Path) -> list[Path]:
@@ -119,7 +121,8 @@ def model_folder(path: Path) -> Path:
     for checkpoints in (path / "checkpoints", path):
         latest = checkpoints / "latest"
         if latest.is_file():
-            candidates.append(checkpoints / latest.read_text(encoding="utf-8").strip() / "model")
+            name = latest.read_text(encoding="utf-8", errors="replace").strip()
+            candidates.append(checkpoints / name / "model")
     for folder in candidates:
         if (folder / OPEN_CLIP_CONFIG).is_file() and (folder / OPEN_CLIP_WEIGHTS).is_file():
             return folder
@@ -129,14 +132,32 @@ def model_folder(path: Path) -> Path:
     )
 
 
+def verify_model(folder: Path) -> CheckpointRecord | None:
+    """Check the files of a checkpoint's model folder against its digests; return the record.
+
+    None for a model folder that is not part of a checkpoint. The engine's files are not read.
+    """
+    if not (folder.parent / "checkpoint.json").is_file():
+        return None
+    record = read_record(folder.parent, verify=False)
+    for file in sorted(folder.iterdir()):
+        written = record.files.get(f"{folder.name}/{file.name}")
+        if written is not None and written != file_digest(file):
+            raise CheckpointError(
+                f"{folder.parent} is damaged: {folder.name}/{file.name} has changed since it was "
+                "written. Take another checkpoint of the run."
+            )
+    return record
+
+
 def export_model(path: Path, destination: Path) -> Path:
     """Copy the evaluation-ready model that `path` means to a new folder, published by rename."""
     source = model_folder(path)
+    verify_model(source)
     if destination.exists():
         raise CheckpointError(f"{destination} exists already; choose another folder to export to.")
     with published_folder(destination) as temporary:
         for file in sorted(source.iterdir()):
-            shutil.copyfile(file, temporary / file.name)
-    description = json.loads((destination / OPEN_CLIP_CONFIG).read_text(encoding="utf-8"))
-    assert "model_cfg" in description
+            if file.is_file():
+                shutil.copyfile(file, temporary / file.name)
     return destination

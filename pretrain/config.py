@@ -40,6 +40,7 @@ class TokenizerConfig(Config):
 
     name: Literal["words"] = "words"
     vocab_size: PositiveInt = 8192
+    num_captions: PositiveInt = 10_000_000  # enough whole shards, drawn by hash, to reach this
 
 
 class AugmentationConfig(Config):
@@ -102,7 +103,7 @@ class IntervalConfig(Config):
 
 
 class PretrainConfig(Config):
-    """One run. Everything that changes the result stands here; where it runs does not."""
+    """One run: all that changes its result, and the few keys that do not (resume.py lists them)."""
 
     name: str
     seed: NonNegativeInt = 0

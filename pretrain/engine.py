@@ -58,7 +58,7 @@ def start_processes(num_threads: int | None) -> torch.device:
     deepspeed_logger.setLevel(logging.ERROR)
     deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", verbose=False)
     local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size()))
-    torch.set_num_threads(num_threads or max(1, (os.cpu_count() or 1) // local_ranks))
+    torch.set_num_threads(num_threads or max(1, len(os.sched_getaffinity(0)) // local_ranks))
     if not on_gpu:
         return torch.device("cpu")
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))

@@ -8,6 +8,7 @@ loudly.
 
 from __future__ import annotations
 
+import json
 import platform
 import shutil
 import sys
@@ -24,7 +25,9 @@ from configs.load import digest, to_yaml
 from configs.publish import publish_folder, remove_leftovers
 from pretrain import checkpoint
 from pretrain.build import Parts
+from pretrain.checkpoint import OPEN_CLIP_CONFIG
 from pretrain.config import PretrainConfig
+from pretrain.ranks import on_first_rank
 
 # What may change between the parts of one run: it does not change the result.
 _FREE_KEYS = {
@@ -32,8 +35,10 @@ _FREE_KEYS = {
     "output",
     "intervals",
     "data.num_workers",
-    "data.manifest",
+    "data.manifest",  # its digest is compared
+    "data.max_bad_fraction",
     "engine.num_threads",
+    "model",  # what the file says is compared
 }
 
 
@@ -59,7 +64,10 @@ def save(config: PretrainConfig, parts: Parts, point: ResumePoint) -> Path:
     dist.barrier()
     parts.engine.save(temporary / "engine")
     random_state = temporary / "engine" / f"random_state_{parts.group.rank}.pt"
-    torch.save(torch.get_rng_state(), random_state)
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    torch.save(states, random_state)
     weights = parts.engine.weights()
     dist.barrier()
     if is_first:
@@ -78,7 +86,6 @@ def save(config: PretrainConfig, parts: Parts, point: ResumePoint) -> Path:
 def _record(
     config: PretrainConfig, parts: Parts, point: ResumePoint, samples_seen: int
 ) -> dict[str, Any]:
-    packages = ("torch", "deepspeed", "open_clip_torch", "tokenizers", "numpy")
     return {
         "samples_seen": samples_seen,
         "step": point.step_number,
@@ -88,30 +95,30 @@ def _record(
         "world_size": parts.group.size,
         "threads": torch.get_num_threads(),
         "zero_stage": config.engine.zero_stage,
-        "versions": {"python": platform.python_version(), **{p: version(p) for p in packages}},
+        "versions": _versions(),
     }
+
+
+def _versions() -> dict[str, str]:
+    packages = ("torch", "deepspeed", "open_clip_torch", "tokenizers", "numpy")
+    return {"python": platform.python_version(), **{p: version(p) for p in packages}}
 
 
 def restore(config: PretrainConfig, parts: Parts) -> ResumePoint:
     """Load the newest sound checkpoint of the run into its parts; return where it stood."""
     checkpoints = Path(config.output) / "checkpoints"
-    found: list[Any] = [None]
-    if parts.group.rank == 0:
-        try:
-            found = [_newest_sound(config, parts, checkpoints)]
-        except CheckpointError as error:
-            found = [error]
-    dist.broadcast_object_list(found)
-    if isinstance(found[0], CheckpointError):
-        raise found[0]
-    if found[0] is None:
+    found = on_first_rank(lambda: _newest_sound(config, parts, checkpoints))
+    if found is None:
         return ResumePoint(0, 0)
-    folder, point = found[0]
+    folder, point = found
     parts.engine.load(folder / "engine")
     state = folder / "engine" / f"random_state_{parts.group.rank}.pt"
     if state.is_file():
-        torch.set_rng_state(torch.load(state, weights_only=True))
-    return ResumePoint(*point)
+        states = torch.load(state, weights_only=True)
+        torch.set_rng_state(states["cpu"])
+        if "cuda" in states and torch.cuda.is_available():
+            torch.cuda.set_rng_state(states["cuda"])
+    return point
 
 
 def _newest_sound(
@@ -125,14 +132,10 @@ def _newest_sound(
             print(f"WARNING: {error} Going back to the checkpoint before it.", file=sys.stderr)
             damaged.append(folder)
             continue
+        for other in damaged:  # out of the way: it must not count among those that are kept
+            other.rename(other.with_name(f"damaged-{other.name}"))
         _check_same_run(config, parts, folder, record)
-        message = f"continuing {config.name} from {folder} at {record.samples_seen:,} samples"
-        if record.threads != torch.get_num_threads():
-            message += (
-                f"; with {torch.get_num_threads()} threads instead of {record.threads} the rest is "
-                "equal to rounding, not bit for bit"
-            )
-        print(message, file=sys.stderr)
+        print(_continuing(config, parts, folder, record), file=sys.stderr, flush=True)
         return folder, ResumePoint(record.step, record.skipped_samples)
     if damaged:
         raise CheckpointError(
@@ -142,11 +145,25 @@ def _newest_sound(
     return None
 
 
+def _continuing(
+    config: PretrainConfig, parts: Parts, folder: Path, record: checkpoint.CheckpointRecord
+) -> str:
+    message = f"continuing {config.name} from {folder} at {record.samples_seen:,} samples"
+    now = {"threads": torch.get_num_threads(), "ranks": parts.group.size, **_versions()}
+    then = {"threads": record.threads, "ranks": record.world_size, **record.versions}
+    changes = [f"{k} {then.get(k)} -> {now.get(k)}" for k in now if now.get(k) != then.get(k)]
+    if changes:
+        message += f"; the same samples, but equal to rounding only, since {', '.join(changes)}"
+    return message
+
+
 def _check_same_run(
     config: PretrainConfig, parts: Parts, folder: Path, record: checkpoint.CheckpointRecord
 ) -> None:
     stored = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    model = json.loads((folder / "model" / OPEN_CLIP_CONFIG).read_text(encoding="utf-8"))
     changes = _differences(stored, config.model_dump(mode="json"))
+    changes += _differences(model["model_cfg"], parts.engine.model.config, "model ")
     if changes:
         raise CheckpointError(
             f"{folder} is of another run: {'; '.join(changes)}. "
@@ -172,7 +189,10 @@ def _differences(stored: Any, now: Any, path: str = "") -> list[str]:
     if isinstance(stored, dict) and isinstance(now, dict):
         keys = sorted({*stored, *now})
         parts = [
-            _differences(stored.get(k), now.get(k), f"{path}.{k}" if path else k) for k in keys
+            _differences(
+                stored.get(k), now.get(k), f"{path}.{k}".removeprefix(".").replace(" .", " ")
+            )
+            for k in keys
         ]
         return [change for part in parts for change in part]
     return [f"{path} was {stored!r}, now {now!r}"]

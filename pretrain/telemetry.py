@@ -28,7 +28,7 @@ class Telemetry:
         self._path = folder / "metrics.jsonl"
         self._drop_rows_after(samples_seen)
         self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 (lives as long as the run)
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=samples_seen)
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=samples_seen + 1)
 
     def _drop_rows_after(self, samples_seen: int) -> None:
         if not self._path.exists():
@@ -40,7 +40,7 @@ class Telemetry:
 
     def log(self, row: Row) -> None:
         """Write one row to every place."""
-        self._file.write(json.dumps(row) + "\n")
+        self._file.write(json.dumps(row, allow_nan=False) + "\n")
         self._file.flush()
         for name, value in row.items():
             if name not in {"step", "samples_seen"}:

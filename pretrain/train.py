@@ -9,19 +9,20 @@ and learning rate are functions of it. SIGTERM and SIGUSR1 mean: finish the step
 
 from __future__ import annotations
 
+import fcntl
+import math
 import resource
-import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import torch
 import torch.distributed as dist
 
+from configs.errors import PairmillError, TrainingError, UsageError
 from configs.load import to_yaml
 from configs.publish import publish_text
 from curation.manifest import Manifest
@@ -29,12 +30,10 @@ from pretrain.bad_samples import BadSamples, check_share, drop_rows_after
 from pretrain.build import Parts, build_parts
 from pretrain.config import PretrainConfig
 from pretrain.data.loader import Batch, batches
+from pretrain.ranks import Stop, StopRequest, on_first_rank
 from pretrain.resume import ResumePoint, restore, save
 from pretrain.schedule import warmup_cosine
 from pretrain.telemetry import Telemetry
-
-Stop = Callable[[int], bool]
-
 
 STOPPED_ON_REQUEST = 75  # exit code (EX_TEMPFAIL): worth requeueing
 
@@ -66,6 +65,9 @@ class Run:
     step_number: int
     telemetry: Telemetry | None  # rank 0 alone
     bad_samples: BadSamples
+    lock: IO[str] | None  # rank 0 alone
+    last_loss: torch.Tensor
+    saved_step: int
     meter: Meter = field(default_factory=Meter)
 
     @property
@@ -88,13 +90,32 @@ class Run:
         self.step_number += 1
         self.meter.steps += 1
         self.bad_samples.note(batch.bad)
+        self.last_loss = loss.loss.detach()
         if self._interval_ends(self.config.intervals.log_samples) or self.is_finished():
             self._log([loss.loss, loss.accuracy_i2t, loss.accuracy_t2i], norm, learning_rate)
 
+    def fetch(self, source: Iterator[Batch | PairmillError]) -> Batch | PairmillError:
+        """Return the next batch, or the error that making it ended with; measure the wait."""
+        waiting = time.perf_counter()
+        batch = next(source)
+        self.meter.waited += time.perf_counter() - waiting
+        return batch
+
     def save(self) -> None:
-        """Publish a checkpoint; every rank must call it."""
-        _, num_bad = self._over_ranks([torch.zeros((), device=self.parts.engine.device)])
+        """Publish a checkpoint, unless this step has one; every rank must call it."""
+        if self.saved_step == self.step_number:
+            return
+        (loss,), num_bad = self._over_ranks([self.last_loss])
+        self._check_finite(loss=loss)
         save(self.config, self.parts, ResumePoint(self.step_number, num_bad))
+        self.saved_step = self.step_number
+
+    def close(self) -> None:
+        """Close the log and let go of the run folder."""
+        if self.telemetry is not None:
+            self.telemetry.close()
+        if self.lock is not None:
+            self.lock.close()
 
     def is_finished(self) -> bool:
         """Whether the budget is spent."""
@@ -123,6 +144,7 @@ class Run:
     ) -> None:
         meter = self.meter
         (loss, accuracy_i2t, accuracy_t2i), num_bad = self._over_ranks(losses)
+        self._check_finite(loss=loss, gradient_norm=float(norm))
         elapsed = time.perf_counter() - meter.started
         rate = meter.steps * self.config.global_batch_size / elapsed
         left = (self.config.num_steps - self.step_number) * self.config.global_batch_size
@@ -153,6 +175,18 @@ class Run:
             folder=self.config.output,
         )
 
+    def _check_finite(self, **values: float) -> None:
+        # The values are those of all ranks together, so all of them raise or none does.
+        if all(math.isfinite(value) for value in values.values()):
+            return
+        found = ", ".join(f"{name} {value}" for name, value in values.items())
+        raise TrainingError(
+            f"training diverged by {self.samples_seen:,} samples ({found}); nothing of it was "
+            "saved. "
+            f"The same line continues from the last checkpoint in {self.config.output}; to go on "
+            "differently, lower optimizer.learning_rate or max_gradient_norm in another `output`."
+        )
+
     def _over_ranks(self, means: list[torch.Tensor]) -> tuple[list[float], int]:
         """Return the means of `means` over the ranks, and the number of bad samples of all."""
         num_here = torch.tensor(float(self.bad_samples.num_here), device=means[0].device)
@@ -171,63 +205,51 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-class StopRequest:
-    """SIGTERM and SIGUSR1 set a flag; all ranks agree on it after each step."""
-
-    def __init__(self, stop: Stop | None) -> None:
-        self._stop = stop
-        self._signalled = False
-        self._previous = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGUSR1)}
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self._signalled = True
-        print(f"{signal.Signals(number).name}: saving after this step", file=sys.stderr, flush=True)
-
-    def agreed(self, step_number: int) -> bool:
-        """Return whether any rank was asked to stop; every rank must call it."""
-        wanted = self._signalled or (self._stop is not None and self._stop(step_number))
-        if dist.get_world_size() == 1:
-            return wanted
-        flag = torch.tensor([float(wanted)])
-        if dist.get_backend() == "nccl":
-            flag = flag.cuda()
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-        return bool(flag.item())
-
-    def restore_handlers(self) -> None:
-        """Give the signals back."""
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-
 def pretrain(config: PretrainConfig, *, stop: Stop | None = None) -> Outcome:
     """Train to the end of the budget, or until asked to stop; continue where a checkpoint is.
 
     `stop` is asked after each step with the number of finished steps (beside the signals). Raises
     ConfigError, DataError and CheckpointError with what to do.
     """
-    parts = build_parts(config)
-    run = open_run(config, parts)
     request = StopRequest(stop)
-    started, first = time.perf_counter(), run.step_number
+    run = None
     try:
+        parts = build_parts(config)
+        run = open_run(config, parts)
+        started, first = time.perf_counter(), run.step_number
         loop(run, request)
     finally:
         request.restore_handlers()
-        if run.telemetry is not None:
-            run.telemetry.close()
+        if run is not None:
+            run.close()
     seconds = time.perf_counter() - started
     rate = (run.step_number - first) * config.global_batch_size / seconds
     return Outcome(run.is_finished(), run.samples_seen, rate, parts.group.rank == 0)
 
 
+def lock_folder(folder: Path) -> IO[str]:
+    """Return the open lock file of a run folder; UsageError where another process holds it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = open(folder / ".lock", "w", encoding="utf-8")  # noqa: SIM115 (held as long as the run)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise UsageError(
+            f"another process is training into {folder}. Wait for it, stop it, or choose another "
+            "`output`."
+        ) from None
+    return lock
+
+
 def open_run(config: PretrainConfig, parts: Parts) -> Run:
-    """Restore the newest sound checkpoint, or start at zero; open the log on rank 0."""
-    point = restore(config, parts)
+    """Lock the run folder, restore the newest sound checkpoint or start at zero, open the log."""
     folder, batch = Path(config.output), config.global_batch_size
+    lock: list[IO[str]] = []  # an open file does not travel to the other ranks
+    on_first_rank(lambda: lock.append(lock_folder(folder)))
+    point = restore(config, parts)
     telemetry = None
     if parts.group.rank == 0:
-        folder.mkdir(parents=True, exist_ok=True)
         publish_text(folder / "config.yaml", to_yaml(config))
         samples_seen = point.step_number * batch
         drop_rows_after(folder, samples_seen)
@@ -236,15 +258,20 @@ def open_run(config: PretrainConfig, parts: Parts) -> Run:
         )
         print(describe(config, parts.manifest, parts.group.size), file=sys.stderr, flush=True)
     dist.barrier()  # no rank writes before rank 0 has made the folder and cut the logs
-    bad_samples = BadSamples(folder, rank=parts.group.rank, num_before=point.num_bad)
-    return Run(config, parts, point.step_number, telemetry, bad_samples)
+    return Run(
+        config=config,
+        parts=parts,
+        step_number=point.step_number,
+        telemetry=telemetry,
+        bad_samples=BadSamples(folder, rank=parts.group.rank, num_before=point.num_bad),
+        lock=lock[0] if lock else None,
+        last_loss=torch.zeros((), device=parts.engine.device),
+        saved_step=point.step_number,
+    )
 
 
 def loop(run: Run, request: StopRequest) -> None:
-    """Take steps until the budget is spent or a stop is agreed on.
-
-    Save at intervals and at the end.
-    """
+    """Take steps until the budget is spent or a stop is agreed on; save on the way."""
     if run.is_finished():
         return
     source = batches(
@@ -255,15 +282,15 @@ def loop(run: Run, request: StopRequest) -> None:
     )
     run.meter = Meter()
     while not run.is_finished():
-        waiting = time.perf_counter()
-        batch = next(source)
-        run.meter.waited += time.perf_counter() - waiting
-        run.step(batch)
-        stopping = request.agreed(run.step_number)
-        if stopping or run.checkpoint_due() or run.is_finished():
+        batch = run.fetch(source)
+        error = batch if isinstance(batch, PairmillError) else None
+        if request.agreed(run.step_number, error):
             run.save()
-        if stopping:
             return
+        assert isinstance(batch, Batch)
+        run.step(batch)
+        if run.checkpoint_due() or run.is_finished():
+            run.save()
 
 
 def describe(config: PretrainConfig, manifest: Manifest, world_size: int) -> str:

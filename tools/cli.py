@@ -54,10 +54,22 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse a line whose overrides may stand on either side of a flag."""
+    options, left = parser.parse_known_args(arguments)
+    words = getattr(options, "overrides", getattr(options, "words", None))
+    are_overrides = all("=" in word and not word.startswith("-") for word in left)
+    if left and (words is None or not are_overrides):
+        parser.error(f"unrecognized arguments: {' '.join(left)}")
+    if words is not None:
+        words.extend(left)
+    return options
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code."""
     parser = build_parser()
-    options = parser.parse_args(arguments)
+    options = parse(parser, arguments)
     if options.version:
         from importlib.metadata import version
 
@@ -74,6 +86,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"pairmill {options.command}: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        if os.environ.get(_TRACEBACK):
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        print(
+            f"pairmill {options.command}: the operating system refused: "
+            f"{error.strerror or error}{where}. Mend that and run the same line again: "
+            "what is finished is not done again.",
+            file=sys.stderr,
+        )
+        return 1
     except ModuleNotFoundError as error:
         ours = ("configs", "curation", "pretrain", "evaluation", "slurm", "tools")
         if os.environ.get(_TRACEBACK) or (error.name or "").split(".")[0] in ours:

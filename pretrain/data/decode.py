@@ -21,6 +21,8 @@ from configs import draws
 UInt8Array = npt.NDArray[np.uint8]
 # Pillow's own limit only warns below twice its value, and is global: ours stands in `open_image`.
 Image.MAX_IMAGE_PIXELS = None
+# Named: Pillow would otherwise try every plug-in, and EPS starts Ghostscript on what it is given.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _NUM_DRAWS = 10 * 4 + 1  # area, aspect, x, y of ten tries; the flip
 
 
@@ -62,13 +64,14 @@ class ImageTransform:
 
     def _open(self, data: bytes) -> Image.Image:
         try:
-            image = Image.open(io.BytesIO(data))
+            image = Image.open(io.BytesIO(data), formats=_FORMATS)
             if image.width * image.height > self.max_image_pixels:
                 raise UndecodableImageError(
                     f"{image.width} x {image.height} pixels are more than {self.max_image_pixels:,}"
                 )
             # A crop of the smallest area must still cover the output after scaled decoding.
-            needed = math.ceil(self.image_size / math.sqrt(self.scale[0]))
+            stretch = max(self.ratio[1], 1 / self.ratio[0])
+            needed = math.ceil(self.image_size * math.sqrt(stretch / self.scale[0]))
             image.draft("RGB", (needed, needed))
             return _to_rgb(ImageOps.exif_transpose(image))
         except UndecodableImageError:

@@ -8,8 +8,10 @@ by hash, named and counted in the batch.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing import forkserver, resource_tracker
 from typing import NamedTuple
 
 import numpy as np
@@ -162,8 +164,29 @@ class _Steps(Sampler[int]):
         return len(self._steps)
 
 
-def batches(dataset: BatchDataset, *, first: int, last: int, num_workers: int) -> Iterator[Batch]:
-    """Yield this rank's part of global batches [first, last) in order; raise DataError."""
+def _ignore_stop_signals(worker: int) -> None:
+    """Let a worker live through a signal to the whole group: its rank still needs its batches."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _start_fork_server() -> None:
+    """Start the fork server deaf to the stop signals; ignored signals stay so through exec."""
+    deaf = {n: signal.signal(n, signal.SIG_IGN) for n in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        resource_tracker.ensure_running()
+        forkserver.ensure_running()
+    finally:
+        for number, handler in deaf.items():
+            signal.signal(number, handler)
+
+
+def batches(
+    dataset: BatchDataset, *, first: int, last: int, num_workers: int
+) -> Iterator[Batch | PairmillError]:
+    """Yield this rank's part of global batches [first, last) in order, or the error instead."""
+    if num_workers:
+        _start_fork_server()
     loader: DataLoader[Batch | PairmillError] = DataLoader(
         dataset,
         batch_size=None,
@@ -173,8 +196,7 @@ def batches(dataset: BatchDataset, *, first: int, last: int, num_workers: int) -
         prefetch_factor=4 if num_workers else None,
         # fork would copy the threads' locks of DeepSpeed and tokenizers: start clean processes
         multiprocessing_context="forkserver" if num_workers else None,
+        worker_init_fn=_ignore_stop_signals if num_workers else None,
+        generator=torch.Generator(),  # its own: the global generator's state is the run's
     )
-    for item in loader:
-        if isinstance(item, PairmillError):
-            raise item
-        yield item
+    yield from loader

@@ -9,20 +9,28 @@ Legend: b local samples, H W pixels, L tokens, K kept patches, D embedding width
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import open_clip
 import torch
+from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from configs.errors import ConfigError
+from configs.errors import ConfigError, did_you_mean
 from configs.load import SHIPPED
 from pretrain.model.patches import PatchGather
 from pretrain.model.similarity import CONFIG_FILE, Similarity, similarity_of
 
+_TOWERS: dict[str, Any] = {"vision_cfg": CLIPVisionCfg, "text_cfg": CLIPTextCfg}
+_NEEDED = {
+    "vision_cfg": ("image_size", "patch_size", "layers"),
+    "text_cfg": ("context_length", "vocab_size"),
+}
 WEIGHTS_FILE = "open_clip_model.safetensors"
 Json = dict[str, Any]
 
@@ -36,23 +44,61 @@ class Features(NamedTuple):
 
 
 def read_model_config(name: str) -> Json:
-    """Read an open_clip model JSON: a path, a name in configs/models, or one of open_clip's own."""
+    """Read an open_clip model JSON: a path, a name in configs/models, or one of open_clip's own.
+
+    Returns embed_dim, vision_cfg, text_cfg with the defaults that the trainer needs filled in.
+    Raises ConfigError with every key that is unknown or not supported.
+    """
     for path in (Path(name), SHIPPED / "models" / f"{name}.json"):
         if path.is_file():
             try:
                 config = json.loads(path.read_text(encoding="utf-8"))
-            except json.JSONDecodeError as error:
+            except ValueError as error:
                 raise ConfigError(f"{path} is not valid JSON: {error}.") from None
-            return dict(config.get("model_cfg", config))
-    config = open_clip.get_model_config(name)
-    if config is None:
+            return _checked(str(path), config)
+    found = open_clip.get_model_config(name)
+    if found is None:
         shipped = ", ".join(sorted(path.stem for path in (SHIPPED / "models").glob("*.json")))
         raise ConfigError(
             f"model {name!r} is neither a JSON file, nor shipped with pairmill ({shipped}), nor "
             "one "
             "of open_clip's (see open_clip.list_models())."
         )
-    return dict(config)
+    return _checked(name, found)
+
+
+def _checked(name: str, config: Any) -> Json:
+    if isinstance(config, dict):
+        config = config.get("model_cfg", config)
+    if not isinstance(config, dict) or not all(isinstance(config.get(s), dict) for s in _TOWERS):
+        raise ConfigError(
+            f"model {name}: expected an object with embed_dim, vision_cfg and text_cfg."
+        )
+    problems = _unknown("", config, {"embed_dim", "quick_gelu", "init_logit_scale", *_TOWERS})
+    filled = dict(config)
+    for section, fields in _TOWERS.items():
+        known = {field.name: field.default for field in dataclasses.fields(fields)}
+        problems += _unknown(f"{section}.", config[section], known)
+        defaults = {key: known[key] for key in _NEEDED[section]}
+        filled[section] = {**defaults, **config[section]}
+        for key in sorted({"timm_model_name", "hf_model_name"} & set(config[section])):
+            problems.append(f"{section}.{key}: only open_clip's own towers are supported so far")
+    if not isinstance(config.get("embed_dim"), int):
+        problems.append("embed_dim: a number is required")
+    if not isinstance(filled["vision_cfg"]["layers"], int):
+        problems.append(
+            "vision_cfg.layers: a ResNet; only vision transformers are supported so far"
+        )
+    if problems:
+        raise ConfigError("\n  ".join([f"model {name}: {len(problems)} problem(s)", *problems]))
+    return filled
+
+
+def _unknown(prefix: str, section: Json, known: Collection[str]) -> list[str]:
+    return [
+        f"{prefix}{key}: there is no such key{did_you_mean(key, known)}"
+        for key in sorted(set(section) - set(known))
+    ]
 
 
 class ClipModel(nn.Module):

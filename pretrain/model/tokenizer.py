@@ -38,6 +38,7 @@ class Tokenizer:
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         assert backend.truncation is not None, "a tokenizer of a model has a context length"
+        backend.encode_special_tokens = True  # "<end>" in a caption is text
         self._backend = backend
         self.context_length = int(backend.truncation["max_length"])
         self.vocab_size = backend.get_vocab_size()

@@ -84,6 +84,12 @@ def test_a_section_whose_name_changes_starts_afresh(tmp_path):
     }
 
 
+def test_a_child_that_names_the_default_variant_keeps_its_parents_keys(tmp_path):
+    write(tmp_path, "parent.yaml", "chosen: {min_words: 3}")
+    child = write(tmp_path, "child.yaml", "extends: parent.yaml\nchosen: {name: length}")
+    assert resolve(child)["chosen"] == {"name": "length", "min_words": 3}
+
+
 def test_the_name_of_a_run_is_a_label_and_drops_nothing(tmp_path):
     write(tmp_path, "parent.yaml", "name: parent\nseed: 7")
     child = write(tmp_path, "child.yaml", "extends: parent.yaml\nname: child")

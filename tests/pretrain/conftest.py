@@ -95,11 +95,8 @@ def make_config(manifest: Manifest, model: Path, output: Path, **changes: object
     return validate(tree, PretrainConfig, label="test")
 
 
-def run_ranks(script: str, world_size: int, *arguments: str) -> None:
-    """Run `script` (Python source) on several gloo ranks with one thread each.
-
-    Fail with its output.
-    """
+def run_ranks(script: str, world_size: int, *arguments: str) -> str:
+    """Run tests.pretrain.scripts.SCRIPT on gloo ranks of one thread; return rank 0's output."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -114,7 +111,7 @@ def run_ranks(script: str, world_size: int, *arguments: str) -> None:
     }
     processes = [
         subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", script, *arguments],
+            [sys.executable, "-W", "ignore", "-m", f"tests.pretrain.scripts.{script}", *arguments],
             env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -125,3 +122,4 @@ def run_ranks(script: str, world_size: int, *arguments: str) -> None:
     outputs = [process.communicate(timeout=240)[0] for process in processes]
     codes = [process.returncode for process in processes]
     assert codes == [0] * world_size, "\n".join(outputs)
+    return outputs[0]

@@ -84,6 +84,15 @@ def test_what_is_no_image_is_named(data):
         decoded(data)
 
 
+def test_postscript_never_reaches_an_interpreter(monkeypatch):
+    from PIL import EpsImagePlugin
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("gs was run"))
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 16 16\n%%EndComments\nshowpage\n%%EOF\n"
+    with pytest.raises(UndecodableImageError):
+        decoded(eps)
+
+
 def test_a_truncated_jpeg_is_refused():
     data = encoded(Image.effect_noise((64, 64), 50).convert("RGB"), "JPEG")
     with pytest.raises(UndecodableImageError, match="truncated"):

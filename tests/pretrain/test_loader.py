@@ -116,6 +116,7 @@ def test_the_mask_ratio_is_the_fraction_removed(ratio, kept):
 def test_an_error_in_a_worker_arrives_as_itself_without_a_traceback(tmp_path, num_workers):
     manifest = make_dataset(tmp_path, [20])
     (tmp_path / "00000.tar").unlink()
-    with pytest.raises(DataError) as caught:
-        list(batches(dataset_of(manifest), first=0, last=1, num_workers=num_workers))
-    assert "Traceback" not in str(caught.value)
+    (error,) = batches(dataset_of(manifest), first=0, last=1, num_workers=num_workers)
+    assert isinstance(error, DataError)
+    assert "cannot be opened" in str(error)
+    assert "Traceback" not in str(error)

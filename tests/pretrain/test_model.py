@@ -116,6 +116,44 @@ def test_an_unknown_model_lists_what_is_shipped():
         read_model_config("vit-nothing")
 
 
+def test_every_wrong_key_of_a_model_file_is_named_at_once(tmp_path: Path):
+    path = tmp_path / "wrong.json"
+    towers = {"vision_cfg": {"widht": 64, "layers": [1, 2]}, "text_cfg": {"hf_model_name": "x"}}
+    path.write_text(json.dumps({"vision_cgf": {}, **towers}))
+    with pytest.raises(ConfigError) as caught:
+        read_model_config(str(path))
+    for expected in (
+        "5 problem(s)",
+        "vision_cgf: there is no such key, did you mean 'vision_cfg'?",
+        "vision_cfg.widht: there is no such key, did you mean 'width'?",
+        "text_cfg.hf_model_name: only open_clip's own towers",
+        "embed_dim: a number is required",
+        "vision_cfg.layers: a ResNet",
+    ):
+        assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["[]", '{"embed_dim": 3}'])
+def test_a_model_file_without_towers_is_named(tmp_path: Path, text: str):
+    path = tmp_path / "no.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match="expected an object with embed_dim, vision_cfg"):
+        read_model_config(str(path))
+
+
+def test_open_clips_defaults_are_filled_in(tmp_path: Path):
+    path = tmp_path / "short.json"
+    path.write_text(json.dumps({"embed_dim": 8, "vision_cfg": {}, "text_cfg": {}}))
+    config = read_model_config(str(path))
+    assert config["vision_cfg"]["image_size"] == 224
+    assert config["text_cfg"]["context_length"] == 77
+
+
+def test_a_control_token_in_a_caption_is_text(tokenizer):
+    ids = tokenizer(["<end> a red square <pad>"])[0].tolist()
+    assert ids.count(END_ID) == 1
+
+
 def test_a_model_file_that_is_not_json_is_named(tmp_path: Path):
     path = tmp_path / "broken.json"
     path.write_text("{")

@@ -1,7 +1,6 @@
 """InfoNCE by hand, against open_clip's numbers, and equal at any number of ranks."""
 
 import math
-import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -83,47 +82,7 @@ def test_every_objective_is_documented_with_its_paper():
         assert "arXiv" in (objectives[name].__doc__ or ""), name
 
 
-RANKS = textwrap.dedent(
-    """
-    import sys, torch, torch.distributed as dist
-    from pretrain.model.clip import ClipModel
-    from pretrain.objectives.clip import clip_loss
-    from pretrain.objectives.group import Solo, World
-    from tests.pretrain.conftest import TINY_MODEL
-
-    dist.init_process_group("gloo")
-    rank, size = dist.get_rank(), dist.get_world_size()
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    config = {**TINY_MODEL, "text_cfg": {**TINY_MODEL["text_cfg"], "vocab_size": 20}}
-    model = ClipModel(config)
-    image = torch.randint(0, 256, (16, 3, 16, 16), dtype=torch.uint8)
-    token = torch.randint(0, 20, (16, 8))
-    kept = torch.rand(16, 16).argsort(1)[:, :8].sort(1).values
-
-    def gradients(rows, group):
-        model.zero_grad()
-        loss = clip_loss(model(image[rows], token[rows], kept[rows]), similarity=model.similarity,
-        group=group).loss loss.backward()
-        return loss.detach(), {n: p.grad.clone() for n, p in model.named_parameters()}
-
-    whole_loss, whole = gradients(slice(None), Solo())
-    b = 16 // size
-    loss, part = gradients(slice(rank * b, (rank + 1) * b), World())
-    for tensor in [loss, *part.values()]:
-        dist.all_reduce(tensor)
-        tensor /= size
-    assert abs(loss - whole_loss) <= 1e-10, (loss, whole_loss)
-    assert set(part) == set(whole)
-    for name in whole:
-        worst = (part[name] - whole[name]).abs().max().item()
-        assert worst <= 1e-10, (name, worst)
-    assert whole["clip.logit_scale"].abs() > 1e-6  # the check is not empty
-    """
-)
-
-
 @pytest.mark.distributed
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_loss_and_gradients_of_the_model_do_not_depend_on_the_number_of_ranks(world_size):
-    run_ranks(RANKS, world_size)
+    run_ranks("objective_gradients", world_size)

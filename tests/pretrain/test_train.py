@@ -4,36 +4,31 @@ signals.
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from configs.errors import CheckpointError, ConfigError
+from configs.errors import CheckpointError, ConfigError, UsageError
 from configs.load import to_yaml
 from curation.manifest import manifest_of_tars
 from pretrain.checkpoint import model_folder, read_record
-from tests.pretrain.conftest import make_config, png, run_ranks, write_tar
+from pretrain.dry_run import dry_run
+from pretrain.engine import parameter_groups
+from pretrain.model.clip import ClipModel, read_model_config
+from pretrain.schedule import warmup_cosine
+from pretrain.telemetry import Telemetry
+from pretrain.train import lock_folder
+from tests.pretrain.conftest import TINY_MODEL, make_config, png, run_ranks, write_tar
 
 pytestmark = [pytest.mark.distributed, pytest.mark.filterwarnings("ignore")]
 
 TIMES = {"samples_per_second", "data_wait_fraction", "eta_seconds", "seconds", "peak_memory_bytes"}
-TRAIN = textwrap.dedent(
-    """
-    import sys
-    from configs.load import load_config
-    from pretrain.config import PretrainConfig
-    from pretrain.train import pretrain
-    config_file, stop_at = sys.argv[1], int(sys.argv[2])
-    outcome = pretrain(load_config(config_file, PretrainConfig), stop=lambda step: step == stop_at)
-    assert outcome.finished == (stop_at == 0)
-    """
-)
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -53,7 +48,7 @@ def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 def train(config, world_size: int = 1, stop_at: int = 0) -> Path:
     path = Path(config.output).with_suffix(".yaml")
     path.write_text(to_yaml(config))
-    run_ranks(TRAIN, world_size, str(path), str(stop_at))
+    run_ranks("train", world_size, str(path), str(stop_at))
     return Path(config.output)
 
 
@@ -84,25 +79,6 @@ def test_training_lowers_the_loss_and_one_rank_and_two_end_with_the_same_model(
         torch.testing.assert_close(tensor, weights(two)[name], atol=2e-3, rtol=0)
 
 
-GRADIENTS = textwrap.dedent(
-    """
-    import sys, torch
-    from configs.load import load_config
-    from pretrain.build import build_parts
-    from pretrain.config import PretrainConfig
-
-    parts = build_parts(load_config(sys.argv[1], PretrainConfig))
-    batch = parts.dataset.batch(0)
-    features = parts.engine.forward(batch.image_b3HW, batch.token_bL, batch.kept_bK)
-    loss = parts.objective(features, similarity=parts.engine.model.similarity, group=parts.group)
-    parts.engine.backward(loss.loss)
-    gradients = parts.engine.gradients()
-    if parts.group.rank == 0:
-        torch.save(gradients, sys.argv[2])
-    """
-)
-
-
 @pytest.mark.parametrize("zero_stage", [0, 1])
 def test_gradients_through_deepspeed_do_not_depend_on_the_number_of_ranks(
     dataset, model_file, tmp_path, zero_stage
@@ -113,7 +89,7 @@ def test_gradients_through_deepspeed_do_not_depend_on_the_number_of_ranks(
     found = []
     for world_size in (1, 2):
         file = tmp_path / f"{world_size}.pt"
-        run_ranks(GRADIENTS, world_size, str(tmp_path / "run.yaml"), str(file))
+        run_ranks("engine_gradients", world_size, str(tmp_path / "run.yaml"), str(file))
         found.append(torch.load(file, weights_only=True))
     one, two = found
     norm = torch.cat([gradient.flatten() for gradient in one.values()]).norm()
@@ -161,9 +137,12 @@ def test_a_damaged_checkpoint_falls_back_loudly_to_the_one_before(dataset, model
         CheckpointError, match=r"damaged: model/open_clip_model\.safetensors has changed"
     ):
         read_record(newest)
-    train(config)
+    said = run_ranks("train", 1, str(tmp_path / "run.yaml"), "0")
+    assert "WARNING" in said
+    assert "samples-000000000144 at 144 samples" in said
     assert equal(before, weights(run))
     assert read_record(newest).step == 10
+    assert newest.with_name(f"damaged-{newest.name}").is_dir()
 
 
 def test_a_run_is_not_continued_with_another_configuration(dataset, model_file, tmp_path):
@@ -181,23 +160,114 @@ def test_a_run_is_not_continued_with_another_configuration(dataset, model_file, 
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_saves_and_exits_with_75_and_the_same_line_finishes(
+def test_a_signal_to_the_whole_group_saves_and_exits_with_75_and_the_same_line_finishes(
     dataset, model_file, tmp_path, number
 ):
-    config = make_config(dataset, model_file, tmp_path / "run", samples=16_000)
+    data = {"manifest": str(dataset.folder), "window_shards": 2, "num_workers": 1}
+    config = make_config(dataset, model_file, tmp_path / "run", samples=4_800, data=data)
     path = tmp_path / "run.yaml"
     path.write_text(to_yaml(config))
-    command = [sys.executable, "-m", "tools.cli", "pretrain", str(path)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-W", "ignore", "-m", "tools.cli", "pretrain", str(path)]
+    pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, start_new_session=True, **pipes)
     for line in process.stderr:
-        if "160/16,000 samples" in line:
-            os.kill(process.pid, number)
+        if "160/4,800 samples" in line:
+            os.killpg(process.pid, number)
             break
-    out, _ = process.communicate(timeout=120)
-    assert process.returncode == 75
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 75, err
     assert "stopped on request" in out
-    record = read_record(model_folder(tmp_path / "run").parent)
-    assert 10 <= record.step < 1000
+    assert "Traceback" not in err
+    assert 10 <= read_record(model_folder(tmp_path / "run").parent).step < 300
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "continuing test from" in done.stderr
+    assert "finished at 4,800 samples" in done.stdout
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_is_never_saved(dataset, model_file, tmp_path):
+    optimizer = {"learning_rate": 1.0e30, "max_gradient_norm": 0}
+    config = make_config(dataset, model_file, tmp_path / "run", optimizer=optimizer)
+    path = tmp_path / "run.yaml"
+    path.write_text(to_yaml(config))
+    command = [sys.executable, "-W", "ignore", "-m", "tools.cli", "pretrain", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "training diverged by" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run/checkpoints").exists()
+
+
+def test_a_second_process_on_the_same_run_folder_is_refused(tmp_path):
+    lock = lock_folder(tmp_path)
+    with pytest.raises(UsageError, match="another process is training into"):
+        lock_folder(tmp_path)
+    lock.close()
+    lock_folder(tmp_path).close()
+
+
+def test_a_dry_run_says_the_arithmetic_without_training(dataset, model_file, tmp_path):
+    text = dry_run(make_config(dataset, model_file, tmp_path / "run"))
+    assert "global batch 16 = 1 rank x 16 samples; 10 steps make 160 samples" in text
+    assert "8 of 16 patches kept" in text
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_learning_rate_rises_to_its_peak_and_falls_to_zero():
+    rates = [
+        warmup_cosine(seen, peak=2.0, batch=10, warmup_samples=40, total_samples=140)
+        for seen in range(0, 150, 10)
+    ]
+    assert rates[:5] == [0.5, 1.0, 1.5, 2.0, 2.0]
+    assert rates[9] == pytest.approx(1.0)  # half way down
+    assert rates[14] == pytest.approx(0.0)
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+
+
+def test_the_log_of_a_resumed_run_drops_the_rows_after_its_checkpoint(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"samples_seen": 16}\n{"samples_seen": 32}\n{"samples_se')
+    Telemetry(tmp_path, samples_seen=16, total_samples=64).close()
+    assert path.read_text() == '{"samples_seen": 16}\n'
+
+
+def test_gains_biases_positions_and_scales_are_not_decayed(model_file):
+    model = ClipModel(read_model_config(str(model_file)))
+    decayed, plain = parameter_groups(model, 0.2)
+    names = {id(p): name for name, p in model.named_parameters()}
+    assert {decayed["weight_decay"], plain["weight_decay"]} == {0.2, 0.0}
+    kept_out = {names[id(p)] for p in plain["params"]}
+    assert "clip.logit_scale" in kept_out
+    assert "clip.visual.positional_embedding" in kept_out
+    assert not [name for name in kept_out if name.endswith("proj.weight")]
+    assert len(decayed["params"]) + len(plain["params"]) == len(names)
+
+
+def test_a_tokenizer_of_another_dataset_or_size_is_made_again(dataset, model_file, tmp_path):
+    from tokenizers import Tokenizer as Backend
+
+    config = make_config(dataset, model_file, tmp_path / "run", samples=16)
+    train(config, stop_at=0)
+    first = Backend.from_file(str(tmp_path / "run/tokenizer/tokenizer.json")).get_vocab_size()
+    shutil.rmtree(tmp_path / "run/checkpoints")
+    fewer = {"name": "words", "vocab_size": 6}
+    train(make_config(dataset, model_file, tmp_path / "run", samples=16, tokenizer=fewer))
+    now = Backend.from_file(str(tmp_path / "run/tokenizer/tokenizer.json")).get_vocab_size()
+    assert (now, first > 6) == (6, True)
+
+
+def test_another_model_under_the_same_name_is_refused(dataset, tmp_path):
+    model = tmp_path / "model.json"
+    model.write_text(json.dumps(TINY_MODEL))
+    config = make_config(dataset, model, tmp_path / "run", samples=32)
+    train(config, stop_at=1)
+    changed = {**TINY_MODEL, "text_cfg": {**TINY_MODEL["text_cfg"], "heads": 4}}
+    model.write_text(json.dumps(changed))
+    command = [sys.executable, "-W", "ignore", "-m", "tools.cli", "pretrain"]
+    command.append(str(tmp_path / "run.yaml"))
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "is of another run: model text_cfg.heads was 2, now 4" in done.stderr
 
 
 def test_a_batch_that_does_not_divide_among_the_ranks_is_refused(dataset, model_file, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from configs.errors import UsageError
 from tools.commands.arguments import add_flags, load
@@ -34,8 +35,8 @@ def run(options: argparse.Namespace) -> int:
     from evaluation.result import table
     from evaluation.suite import dry_run, evaluate
 
-    names = [word for word in options.words if "=" not in word]
-    options.overrides = [word for word in options.words if "=" in word]
+    options.overrides = [word for word in options.words if "=" in word and not Path(word).exists()]
+    names = [word for word in options.words if word not in options.overrides]
     if len(names) < 2:
         raise UsageError(
             f"expected CHECKPOINT... CONFIG, got {' '.join(options.words)!r}; for example: "

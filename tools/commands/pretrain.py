@@ -9,7 +9,7 @@ from tools.commands.arguments import add_config_arguments, load
 SUMMARY = "Pretrain a CLIP model on a curated dataset; the same line continues a stopped run."
 EPILOG = """examples:
   pairmill pretrain demo/pretrain                          one process
-  torchrun --nproc-per-node=2 -m tools.cli pretrain demo/pretrain
+  torchrun --nproc-per-node=2 --no-python pairmill pretrain demo/pretrain
                                                            two ranks: the same batches, the same
                                                            result
   pairmill pretrain my.yaml samples=12_800_000 --dry-run   the arithmetic and the model's size
@@ -41,9 +41,10 @@ def run(options: argparse.Namespace) -> int:
     outcome = pretrain(config)
     stop_processes()
     if outcome.is_first_rank:
+        rate = outcome.samples_per_second
         print(
             f"{'finished' if outcome.finished else 'stopped on request'} at "
-            f"{outcome.samples_seen:,} samples, {outcome.samples_per_second:,.0f} samples/s: "
+            f"{outcome.samples_seen:,} samples{f', {rate:,.0f} samples/s' if rate else ''}: "
             f"{config.output}/checkpoints/latest"
         )
     return 0 if outcome.finished else STOPPED_ON_REQUEST
