@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Literal
@@ -92,9 +93,14 @@ class CurateConfig(Config):
         return sources
 
     @property
+    def output_dir(self) -> Path:
+        """The dataset folder, absolute: a worker may have another current folder."""
+        return Path(os.path.abspath(self.output))
+
+    @property
     def work_dir(self) -> Path:
-        """Where decisions and partial results lie: beside the dataset folder."""
-        output = Path(self.output)
+        """Where decisions and partial results lie, absolute: beside the dataset folder."""
+        output = self.output_dir
         return output.with_name(f"{output.name}.work")
 
     def rule_labels(self) -> list[str]:
@@ -125,9 +131,9 @@ def find_inputs(config: CurateConfig) -> list[InputShard]:
     """Return the shards of all sources in canonical order: by source name, then path.
 
     Raises:
-        UsageError: a pattern matches nothing, or one tar belongs to two sources.
+        UsageError: a pattern matches nothing, one tar belongs to two sources, or the job wrote it.
     """
-    index_dir = Path(config.index_dir) if config.index_dir else None
+    index_dir = Path(os.path.abspath(config.index_dir)) if config.index_dir else None
     shards: list[InputShard] = []
     owner: dict[Path, str] = {}
     for source in sorted(config.sources, key=lambda source: source.name):
@@ -138,4 +144,22 @@ def find_inputs(config: CurateConfig) -> list[InputShard]:
                     f"{source.name!r}. A shard can have one only: narrow a pattern."
                 )
             shards.append(shard)
+    _refuse_own_output(config, shards)
     return shards
+
+
+def _refuse_own_output(config: CurateConfig, shards: list[InputShard]) -> None:
+    """Raise UsageError where a glob or a link leads to what this very job writes."""
+    own = [config.output_dir.resolve(), config.work_dir.resolve()]
+    folders: dict[Path, Path] = {}  # resolving asks the file system for each folder on the way
+    for shard in shards:
+        folder = shard.path.parent
+        if folder not in folders:
+            folders[folder] = folder.resolve()
+        path = shard.path.resolve() if shard.path.is_symlink() else folders[folder]
+        if any(path.is_relative_to(other) for other in own):
+            raise UsageError(
+                f"source {shard.source!r} matches {shard.path}, which lies in {own[0]} or its work "
+                "folder: the job would read what it writes. Narrow the pattern, or give another "
+                "output."
+            )

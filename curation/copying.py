@@ -19,13 +19,28 @@ import xxhash
 
 from configs.errors import DataError
 from configs.publish import published_file
-from curation.index import IndexInfo, index_path, read_index_info, table_of_rows, write_index
+from curation.index import (
+    IndexInfo,
+    fingerprint_of,
+    index_path,
+    read_index_info,
+    table_of_rows,
+    write_index,
+)
 from curation.order import TAR
 from curation.shards import BLOCK, SpanReader, padded
-from curation.work import read_metadata
 
 _END_OF_ARCHIVE = bytes(2 * BLOCK)
 _CHUNK_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class SourceTar:
+    """A tar to copy from, as it was when it was scanned."""
+
+    path: str
+    num_bytes: int
+    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -35,6 +50,7 @@ class Segment:
     block: Path
     row_group: int
     start: int
+    tars: tuple[SourceTar, ...]  # of the block
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,15 +80,19 @@ def copy_shard(task: CopyTask) -> Copied:
     """Make one output shard and its index, unless an earlier run of this plan has."""
     index = index_path(task.path)
     info = read_index_info(index)
-    if info is None or info.plan != task.plan or not _has_size(task.path, info.num_bytes):
+    if info is None or info.plan != task.plan or _fingerprint(task.path) != info.fingerprint:
         index.unlink(missing_ok=True)  # so that an index always belongs to the tar beside it
         info = _copy(task, index)
     assert info.digest is not None
     return Copied(num_samples=info.num_samples, num_bytes=info.num_bytes, digest=info.digest)
 
 
-def _has_size(path: Path, num_bytes: int) -> bool:
-    return path.is_file() and path.stat().st_size == num_bytes
+def _fingerprint(path: Path) -> str | None:
+    """Return the fingerprint of a tar; None where there is none."""
+    if not path.is_file():
+        return None
+    with SpanReader(path) as reader:
+        return fingerprint_of(reader)
 
 
 def _copy(task: CopyTask, index: Path) -> IndexInfo:
@@ -81,7 +101,7 @@ def _copy(task: CopyTask, index: Path) -> IndexInfo:
         writer = _TarWriter(file)
         for segment in task.segments:
             renamed = _renamed_rows(task, segment)
-            with _Tars(segment.block) as tars:
+            with _Tars(segment.tars) as tars:
                 for number, row in enumerate(_read_rows(segment)):
                     if number in renamed:
                         row["key"] = f"{row['key']}-{row['uid'].hex()[:8]}"
@@ -97,6 +117,7 @@ def _copy(task: CopyTask, index: Path) -> IndexInfo:
         num_samples=len(rows),
         plan=task.plan,
         digest=f"xxh3-128:{writer.hasher.hexdigest()}",
+        fingerprint=_fingerprint(task.path),
     )
     write_index(index, table_of_rows(rows), info)
     return info
@@ -122,8 +143,8 @@ def _renamed_rows(task: CopyTask, segment: Segment) -> set[int]:
 class _Tars:
     """The source tars of a block, opened when first needed."""
 
-    def __init__(self, block: Path) -> None:
-        self._tars = read_metadata(block)["tars"]
+    def __init__(self, tars: tuple[SourceTar, ...]) -> None:
+        self._tars = tars
         self._readers: dict[int, SpanReader] = {}
 
     def __enter__(self) -> _Tars:
@@ -135,12 +156,13 @@ class _Tars:
 
     def reader(self, number: int) -> SpanReader:
         if number not in self._readers:
-            path, num_bytes = self._tars[number]
-            reader = self._readers[number] = SpanReader(path)
-            if reader.num_bytes != num_bytes:
+            tar = self._tars[number]
+            reader = self._readers[number] = SpanReader(tar.path)
+            if reader.num_bytes != tar.num_bytes or fingerprint_of(reader) != tar.fingerprint:
                 raise DataError(
-                    f"{path} has {reader.num_bytes:,} bytes, {num_bytes:,} when it was scanned: it "
-                    "changed since. Restore it, or run the same line again from the scan."
+                    f"{tar.path} is not the tar that was scanned ({tar.num_bytes:,} bytes then, "
+                    f"{reader.num_bytes:,} now): it changed since. Restore it, or run the same "
+                    "line again with all stages."
                 )
         return self._readers[number]
 

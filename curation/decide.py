@@ -12,6 +12,7 @@ is matched again. A worker holds one shard.
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,23 +45,33 @@ class Rules:
     """The rules of a job in a form that travels to workers: JSON, built again there."""
 
     labels: tuple[str, ...]
-    sections: tuple[str, ...]  # each rule's configuration
+    sections: tuple[str, ...]  # each rule's configuration: what digests are made of
+    placed: tuple[str, ...]  # the same with absolute paths, for workers with another current folder
 
     @classmethod
     def of(cls, config: CurateConfig) -> Rules:
         """Return the rules of a configuration."""
-        sections = tuple(json.dumps(rule.model_dump(mode="json")) for rule in config.rules)
-        return cls(tuple(config.rule_labels()), sections)
+        trees = [rule.model_dump(mode="json") for rule in config.rules]
+        placed = [
+            {key: os.path.abspath(v) if isinstance(getattr(rule, key), Path) else v
+             for key, v in tree.items()}
+            for rule, tree in zip(config.rules, trees, strict=True)
+        ]  # fmt: skip
+        return cls(
+            tuple(config.rule_labels()),
+            tuple(map(json.dumps, trees)),
+            tuple(map(json.dumps, placed)),
+        )
 
     def build(self) -> list[tuple[str, Any]]:
         """Return (label, filter or balancer) in order."""
-        return list(zip(self.labels, map(_build, self.sections), strict=True))
+        return list(zip(self.labels, map(_build, self.placed), strict=True))
 
     @property
     def balancer(self) -> tuple[str, Balancer] | None:
         """The balancer and its label; it can only be the last rule."""
         if self.sections and json.loads(self.sections[-1])["name"] in balancers:
-            return self.labels[-1], _build(self.sections[-1])
+            return self.labels[-1], _build(self.placed[-1])
         return None
 
     @property

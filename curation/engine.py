@@ -62,6 +62,7 @@ class Engine:
     def __init__(self, config: EngineConfig | None = None) -> None:
         self._config = config or EngineConfig()
         self._is_mine = False
+        self._is_local = False  # Ray was started here, with num_workers CPUs
 
     def __enter__(self) -> Self:
         if not ray.is_initialized():
@@ -88,6 +89,7 @@ class Engine:
                 "RAY_ADDRESS to a running cluster, or unset both to start one here."
             ) from None
         self._is_mine = True
+        self._is_local = address == "local"
 
     def __exit__(
         self,
@@ -116,7 +118,7 @@ class Engine:
         """
         workers = self._config.num_workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
         # One task in reserve for each worker, where Ray itself holds the number of workers.
-        window = workers if not self._is_mine and self._config.num_workers else 2 * workers
+        window = workers if self._config.num_workers and not self._is_local else 2 * workers
         waiting = iter(enumerate(tasks))
         running: dict[Any, int] = {}
         with progress(label, total=len(tasks), unit=unit) as bar:

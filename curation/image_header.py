@@ -12,12 +12,13 @@ from collections.abc import Callable
 
 from PIL import Image
 
-IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"})
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 # Most headers end in the first; a long EXIF block or colour profile needs the second.
 _PREFIX_BYTES = (4096, 65536)
 # A header that does not end within this many bytes is not one.
 MAX_IMAGE_BYTES = 256 << 20
+# What the index can hold of a side, in pixels.
+MAX_SIDE = 2**31 - 1
 _LOCK = threading.Lock()
 
 
@@ -26,6 +27,7 @@ def read_image_size(
 ) -> tuple[tuple[int, int] | None, str | None]:
     """Return ((width, height) in pixels, problem); the size also where it is too many pixels.
 
+    A side above MAX_SIDE is too many pixels under any limit, and has no size.
     `read(n)` gives the first n bytes of the image, which has `num_bytes`.
     """
     if num_bytes == 0:
@@ -36,6 +38,8 @@ def read_image_size(
             width, height = size
             if width < 1 or height < 1:
                 return None, "bad image header"
+            if max(size) > MAX_SIDE:
+                return None, "too many pixels"
             return size, "too many pixels" if width * height > max_pixels else None
     return None, "bad image header"
 

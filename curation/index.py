@@ -7,18 +7,25 @@ from a tar, write.py while writing one; the trainer and the later stages read it
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 
 from configs.errors import DataError
 from configs.publish import published_file
+from curation.shards import SpanReader
 
 VERSION = 1
 _METADATA_KEY = b"pairmill"
+_FINGERPRINT_BYTES = 64 << 10
+_LEFTOVER_SECONDS = 3600
 
 SCHEMA = pa.schema(
     [
@@ -51,6 +58,7 @@ class IndexInfo:
     ignored_members: int = 0
     damage: str | None = None  # what broke the tar, and at which byte
     max_image_pixels: int | None = None  # the limit that the scan used
+    fingerprint: str | None = None  # of the tar (see `fingerprint_of`): is it still the same one?
     plan: str | None = None  # of a shard that write.py made: the digest of what decided its content
     digest: str | None = None  # of a shard that write.py made: xxh3-128 of the tar
     version: int = VERSION
@@ -60,6 +68,18 @@ def index_path(shard: Path | str) -> Path:
     """Return where the index of a tar lies: `00000.tar` has `00000.index.parquet` beside it."""
     shard = Path(shard)
     return shard.with_name(shard.name.removesuffix(".tar") + ".index.parquet")
+
+
+def fingerprint_of(reader: SpanReader) -> str:
+    """Return a cheap identity of a tar: xxh3-64 (hex) over its size and both ends, 64 KiB each.
+
+    Its size alone tells little: tars are padded to 10,240 bytes.
+    """
+    hasher = xxhash.xxh3_64(reader.num_bytes.to_bytes(8, "little"))
+    hasher.update(reader.read(0, _FINGERPRINT_BYTES))
+    last = max(0, reader.num_bytes - _FINGERPRINT_BYTES)
+    hasher.update(reader.read(last, _FINGERPRINT_BYTES))
+    return hasher.hexdigest()
 
 
 def write_index(path: Path, samples: pa.Table, info: IndexInfo) -> None:
@@ -89,6 +109,18 @@ def read_index_info(path: Path) -> IndexInfo | None:
     return info_of(schema)
 
 
+def remove_index_leftovers(folders: Iterable[Path]) -> None:
+    """Remove the unfinished indexes of killed runs that lie directly in some folders of tars.
+
+    Only those of an hour ago and more: another job may be indexing the same tars now.
+    """
+    for folder in folders:
+        for path in folder.glob(".*.index.parquet.tmp-*"):
+            with suppress(OSError):  # a read-only folder, or another job was faster
+                if time.time() - path.stat().st_mtime > _LEFTOVER_SECONDS:
+                    path.unlink()
+
+
 def read_index(shard_path: Path | str, columns: list[str] | None = None) -> pa.Table:
     """Return the index of a tar: one row a sample, in tar order.
 
@@ -98,12 +130,28 @@ def read_index(shard_path: Path | str, columns: list[str] | None = None) -> pa.T
     return read_index_file(index_path(shard_path), columns)
 
 
-def read_index_file(path: Path, columns: list[str] | None = None) -> pa.Table:
-    """Return the index in the file `path`, all its columns or those named, in their order."""
+def digest_of_index(path: Path) -> str:
+    """Return the xxh3-128 (hex) of an index file: what the later stages know it by."""
+    return xxhash.xxh3_128_hexdigest(path.read_bytes())
+
+
+def read_index_file(
+    path: Path, columns: list[str] | None = None, *, digest: str | None = None
+) -> pa.Table:
+    """Return the index in the file `path`, all its columns or those named, in their order.
+
+    Raises:
+        DataError: it is not there, is no index, or is not the one of that digest.
+    """
     if not path.is_file():
         raise DataError(
             f"{path}: there is no such index. Every shard needs one beside it: "
             f"make it with `pairmill index {path.parent}`."
+        )
+    if digest is not None and digest_of_index(path) != digest:
+        raise DataError(
+            f"{path} is not the index that was decided on: its shard was scanned again since. "
+            "Decide again: `stages=[decide]`, or leave `stages` out."
         )
     try:
         table = pq.read_table(path, columns=columns, partitioning=None)

@@ -10,6 +10,8 @@ continues a job that was stopped at any moment.
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,7 @@ from curation.balancing.metadata import load_metadata
 from curation.config import CurateConfig, find_inputs
 from curation.decide import Rules, decide
 from curation.engine import Engine
+from curation.index import remove_index_leftovers
 from curation.manifest import Manifest, manifest_of_tars, read_manifest
 from curation.report import count_verdicts, make_report
 from curation.scan import ScanTask, scan_shard
@@ -95,6 +98,7 @@ def curate(config: CurateConfig) -> CurationReport:
 def scan(config: CurateConfig, engine: Engine, inputs: str) -> pa.Table:
     """Make the missing indexes; return one row a shard (work.SCANNED)."""
     shards = find_inputs(config)
+    remove_index_leftovers({shard.index.parent for shard in shards})
     tasks = [ScanTask(input=s, max_image_pixels=config.max_image_pixels) for s in shards]
     rows: list[dict[str, Any]] = [{} for _ in tasks]
     for position, scanned in engine.map(scan_shard, tasks, label="scan"):
@@ -107,6 +111,7 @@ def scan(config: CurateConfig, engine: Engine, inputs: str) -> pa.Table:
             "index_digest": scanned.index_digest,
             "num_samples": info.num_samples,
             "num_bytes": info.num_bytes,
+            "fingerprint": info.fingerprint,
             "ignored_members": info.ignored_members,
             "unreadable": json.dumps(info.unreadable),
             "damage": info.damage,
@@ -125,7 +130,7 @@ def report(
     config: CurateConfig, scanned: pa.Table, decided: pa.Table, engine: Engine
 ) -> dict[str, Any]:
     """Publish report.json, and the counts of all entries beside it; return the report."""
-    output, work = Path(config.output), WorkFolder(config.work_dir)
+    output, work = config.output_dir, WorkFolder(config.work_dir)
     if not (output / "manifest.json").exists():
         raise UsageError(
             f"stage 'write' has not run yet: {output} has no manifest.json. Run it first: "
@@ -160,7 +165,7 @@ def _counts(scanned: pa.Table, decided: pa.Table | None) -> dict[str, Any]:
 def _check(config: CurateConfig) -> None:
     """Raise what can be known to be wrong before any work is done."""
     check_output(config)
-    output = Path(config.output).absolute()
+    output = config.output_dir
     for source in config.sources:
         for pattern in source.patterns:
             folder = Path(fixed_folder(pattern))
@@ -169,7 +174,21 @@ def _check(config: CurateConfig) -> None:
                     f"output {output} lies inside {folder}, which source {source.name!r} reads: "
                     "the next run would read what this one wrote. Give a folder outside of it."
                 )
+    _probe(config)
     Rules.of(config).build()  # a factory refuses a file that its keywords name and is not there
+
+
+def _probe(config: CurateConfig) -> None:
+    """Raise UsageError where the output folder, or the work folder beside it, cannot be made."""
+    for folder in (config.output_dir, config.work_dir):
+        where = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+        try:
+            os.rmdir(tempfile.mkdtemp(prefix=".pairmill-probe-", dir=where))
+        except OSError as error:
+            raise UsageError(
+                f"{folder} cannot be made or written: {where} takes no new folder "
+                f"({error.strerror}). Give another output: output=FOLDER."
+            ) from None
 
 
 def dry_run(config: CurateConfig) -> str:

@@ -43,7 +43,7 @@ _SCHEMA = pa.schema(
 )  # fmt: skip
 _KEYS = (
     "version", "name", "num_shards", "num_samples", "num_bytes", "config_digest", "parents",
-    "created_by", "digest",
+    "plan", "created_by", "digest",
 )  # fmt: skip
 
 
@@ -95,6 +95,7 @@ class Manifest:
     config_digest: str | None
     parents: tuple[str, ...]
     created_by: str
+    plan: str | None  # digest of what decided its content; None where the tars are others'
     digest: str  # sha256 over the rows of shards.parquet: the identity of the dataset
     table: pa.Table  # shards.parquet
 
@@ -143,6 +144,7 @@ def write_manifest(
     name: str,
     config_digest: str | None = None,
     parents: Sequence[str] = (),
+    plan: str | None = None,
 ) -> Manifest:
     """Publish shards.parquet, then manifest.json, whose presence says that the dataset is complete.
 
@@ -161,6 +163,7 @@ def write_manifest(
         "num_bytes": sum(table["num_bytes"].to_pylist()),
         "config_digest": config_digest,
         "parents": list(parents),
+        "plan": plan,
         "created_by": software_version(),
         "digest": shards_digest(table),
     }
@@ -187,6 +190,7 @@ def _manifest(folder: Path, header: dict[str, Any], table: pa.Table) -> Manifest
         config_digest=header["config_digest"],
         parents=tuple(header["parents"]),
         created_by=header["created_by"],
+        plan=header["plan"],
         digest=header["digest"],
         table=table,
     )
@@ -313,9 +317,10 @@ def manifest_of_tars(
     elsewhere: `Engine.map` over Ray, say. Samples that cannot be read keep their row and problem.
 
     Raises:
-        UsageError: no tars there. DataError: one of them cannot be read at all.
+        UsageError: no tars there, or a curated dataset. DataError: a tar cannot be read at all.
     """
     folder = Path(folder)
+    _refuse_curated(folder)
     found = sorted(folder.rglob("*.tar") if shards is None else shards)
     if not found:
         raise UsageError(f"{folder}: there is no .tar in it. Give a folder of WebDataset shards.")
@@ -332,6 +337,14 @@ def manifest_of_tars(
         digest = info.digest or ""
         listed[position] = Shard(found[position], info.num_samples, info.num_bytes, digest)
     return write_manifest(folder, [shard for shard in listed if shard], name=name)
+
+
+def _refuse_curated(folder: Path) -> None:
+    if (folder / "manifest.json").exists() and _read_header(folder)["config_digest"] is not None:
+        raise UsageError(
+            f"{folder} is a curated dataset: its manifest says how it was made, and it needs no "
+            "index. If files of it are lost or changed, run its `pairmill curate` line again."
+        )
 
 
 def _task(path: Path, folder: Path, name: str, max_image_pixels: int) -> ScanTask:

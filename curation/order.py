@@ -22,21 +22,25 @@ from configs import draws
 from configs.errors import DataError
 from configs.publish import published_file
 from curation.index import SCHEMA, read_index_file
-from curation.work import read_metadata
+from curation.work import read_decisions, read_metadata
 
 # Which tar of the block a row lies in.
 TAR = "tar"
+# The texts of a block may pass the 2 GiB that a string column holds.
+_LARGE = pa.schema(
+    [f.with_type(pa.large_string()) if pa.types.is_string(f.type) else f for f in SCHEMA]
+)
 KEY_RECORD = np.dtype([("hash", "<u8"), ("position", "<u8")])
 
 
 @dataclass(frozen=True)
 class BlockShard:
-    """An input shard of a block."""
+    """An input shard of a block: its index and decisions, and what tells that they are its own."""
 
-    path: str
-    num_bytes: int
     index: str
+    index_digest: str
     decisions: str
+    inputs_digest: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +93,7 @@ def _order(task: OrderTask) -> dict[str, Any]:
     shuffled = draws.bits(task.seed, "write/shuffle", low, high)
     rows = rows.take(np.lexsort((low, high, shuffled)))
     starts = _publish_keys(task, rows["key"].to_pylist())
-    tars = [[shard.path, shard.num_bytes] for shard in task.shards]
-    metadata = {"tars": tars, "bucket_starts": starts}
+    metadata = {"bucket_starts": starts}
     schema = rows.schema.with_metadata({b"pairmill": json.dumps(metadata).encode()})
     with (
         published_file(task.path) as file,
@@ -104,8 +107,8 @@ def _order(task: OrderTask) -> dict[str, Any]:
 
 
 def _kept_rows(shard: BlockShard, number: int) -> pa.Table:
-    decisions = pq.read_table(shard.decisions, columns=["verdict"], partitioning=None)
-    rows = read_index_file(Path(shard.index), SCHEMA.names)
+    decisions = read_decisions(Path(shard.decisions), ["verdict"], shard.inputs_digest)
+    rows = read_index_file(Path(shard.index), SCHEMA.names, digest=shard.index_digest).cast(_LARGE)
     rows = rows.replace_schema_metadata(None).filter(pc.equal(decisions["verdict"], "kept"))
     return rows.append_column(TAR, pa.array(np.full(rows.num_rows, number, np.int32)))
 

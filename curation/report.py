@@ -29,7 +29,7 @@ from curation.engine import Engine
 from curation.index import read_index_file
 from curation.manifest import software_version
 from curation.words import WordCounts, frequency_curve, words_of
-from curation.work import WorkFolder
+from curation.work import WorkFolder, read_decisions
 
 VERSION = 1
 SAMPLES_PER_REASON = 24
@@ -55,7 +55,9 @@ class ReportTask:
 
     shard: str
     index: Path
+    index_digest: str
     decisions: Path
+    inputs_digest: str
     seed: int
 
     def __str__(self) -> str:
@@ -84,8 +86,8 @@ def report_shard(task: ReportTask) -> ShardReport:
         "width",
         "height",
     ]
-    index = read_index_file(task.index, columns)
-    decisions = pq.read_table(task.decisions, columns=["verdict", "reason"], partitioning=None)
+    index = read_index_file(task.index, columns, digest=task.index_digest)
+    decisions = read_decisions(task.decisions, ["verdict", "reason"], task.inputs_digest)
     verdicts = decisions["verdict"].to_numpy(zero_copy_only=False)
     readable, kept = verdicts != "unreadable", verdicts == KEPT
     captions = np.array(index["caption"].to_pylist(), dtype=object)
@@ -171,7 +173,9 @@ def make_report(
         ReportTask(
             shard=row["path"],
             index=Path(row["index"]),
+            index_digest=row["index_digest"],
             decisions=Path(row["decisions"]),
+            inputs_digest=row["inputs_digest"],
             seed=config.seed,
         )
         for row in rows

@@ -6,19 +6,27 @@ is accounted for. No image is decoded.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
-from configs.errors import DataError
-from curation.image_header import IMAGE_EXTENSIONS, read_image_size
-from curation.index import IndexInfo, read_index_info, table_of_rows, write_index
+from configs.errors import DataError, UsageError
+from curation.image_header import read_image_size
+from curation.index import (
+    IndexInfo,
+    digest_of_index,
+    fingerprint_of,
+    read_index_info,
+    table_of_rows,
+    write_index,
+)
 from curation.shards import (
+    IMAGE_EXTENSIONS,
     Member,
     SampleGrouper,
     SampleMembers,
@@ -31,8 +39,12 @@ DEFAULT_MAX_IMAGE_PIXELS = 100_000_000
 # A caption or a JSON beyond these is an attack or a mistake, and must not fill a worker's memory.
 MAX_CAPTION_BYTES = 1 << 20
 MAX_JSON_BYTES = 16 << 20
-_TEXT = frozenset({"txt"})
-_JSON = frozenset({"json"})
+# Of all captions of a shard.
+MAX_SHARD_CAPTION_BYTES = 256 << 20
+# The tar is not there or is not ours to read. Any other failure is the storage's, and may pass.
+_UNREADABLE = frozenset(
+    {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP}
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +55,17 @@ class InputShard:
     shard: str
     path: Path
     index: Path
+
+    def __post_init__(self) -> None:
+        for path in (self.path, self.index):
+            try:
+                str(path).encode()
+            except UnicodeEncodeError:
+                name = os.fsencode(path).decode("utf-8", "backslashreplace")
+                raise UsageError(
+                    f"{name}: the path is not UTF-8, so that no index or manifest can hold it. "
+                    "Rename it, or leave it out of the shards."
+                ) from None
 
     def __str__(self) -> str:
         return str(self.path)
@@ -80,34 +103,40 @@ def uid_of(source: str, shard: str, key: str, occurrence: int) -> bytes:
 
 
 def scan_shard(task: ScanTask) -> Scanned:
-    """Make the index of one shard where it is missing or belongs to another state of the tar."""
+    """Make the index of one shard where it is missing or belongs to another state of the tar.
+
+    Raises:
+        DataError: its storage fails, or the index cannot be written.
+    """
     shard = task.input
     try:
-        num_bytes = shard.path.stat().st_size
+        with SpanReader(shard.path) as reader:
+            known = read_index_info(shard.index)
+            if known is not None and _is_current(known, task, reader):
+                return Scanned(info=known, index_digest=digest_of_index(shard.index))
+            rows, info = _scan(task, reader)
     except OSError as error:
-        return _quarantined(task, 0, error.strerror or str(error))
-    known = read_index_info(shard.index)
-    if known is None or not _is_current(known, task, num_bytes):
-        try:
-            rows, info = _scan(task)
-        except OSError as error:
-            return _quarantined(task, num_bytes, error.strerror or str(error))
-        if not rows and info.damage and "not a tar file" in info.damage:
-            return _quarantined(task, num_bytes, info.damage)
-        try:
-            write_index(shard.index, table_of_rows(rows), info)
-        except OSError as error:
-            raise DataError(
-                f"{shard.index}: the index cannot be written ({error.strerror}). "
-                "Free some space, or where the tars are read-only set index_dir: to a folder."
-            ) from None
-        known = info
-    digest = xxhash.xxh3_128_hexdigest(shard.index.read_bytes())
-    return Scanned(info=known, index_digest=digest)
+        why = error.strerror or str(error)
+        if error.errno in _UNREADABLE:
+            return _quarantined(task, 0, why)
+        raise DataError(
+            f"{shard.path} cannot be read now ({why}). The storage failed, which says nothing of "
+            "the tar: look at it, then run the same line again; what is done stays done."
+        ) from None
+    if not rows and info.damage and "not a tar file" in info.damage:
+        return _quarantined(task, info.num_bytes, info.damage)
+    try:
+        write_index(shard.index, table_of_rows(rows), info)
+    except OSError as error:
+        raise DataError(
+            f"{shard.index}: the index cannot be written ({error.strerror}). "
+            "Free some space, or where the tars are read-only set index_dir: to a folder."
+        ) from None
+    return Scanned(info=info, index_digest=digest_of_index(shard.index))
 
 
-def _is_current(info: IndexInfo, task: ScanTask, num_bytes: int) -> bool:
-    if info.num_bytes != num_bytes:
+def _is_current(info: IndexInfo, task: ScanTask, reader: SpanReader) -> bool:
+    if info.num_bytes != reader.num_bytes or info.fingerprint != fingerprint_of(reader):
         return False
     if (
         info.plan is not None
@@ -125,78 +154,78 @@ def _quarantined(task: ScanTask, num_bytes: int, why: str) -> Scanned:
     return Scanned(info=info, quarantined=why)
 
 
-def _scan(task: ScanTask) -> tuple[list[dict[str, Any]], IndexInfo]:
+def _scan(task: ScanTask, reader: SpanReader) -> tuple[list[dict[str, Any]], IndexInfo]:
     shard, damage = task.input, None
+    if reader.read(0, 2) == b"\x1f\x8b":
+        raise DataError(
+            f"{shard.path} is compressed (gzip), which cannot be read at random. "
+            "Unpack it to a plain .tar first (gunzip); images do not shrink by it anyway."
+        )
     grouper = SampleGrouper()
-    found: dict[tuple[str, int], _Contents] = {}
-    with SpanReader(shard.path) as reader:
-        if reader.read(0, 2) == b"\x1f\x8b":
-            raise DataError(
-                f"{shard.path} is compressed (gzip), which cannot be read at random. "
-                "Unpack it to a plain .tar first (gunzip); images do not shrink by it anyway."
-            )
-        try:
-            for member in read_members(reader):
-                sample = grouper.add(member)
-                if sample is not None:
-                    contents = found.setdefault((sample.key, sample.occurrence), _Contents())
-                    contents.read(reader, sample, member, task.max_image_pixels)
-        except TarDamageError as error:
-            damage = str(error)
-        num_bytes = reader.num_bytes
-    rows = [
-        found[sample.key, sample.occurrence].row(sample, shard, num_bytes)
-        for sample in grouper.samples
-    ]
+    contents = _Contents(reader, task.max_image_pixels)
+    try:
+        for member in read_members(reader):
+            extension = grouper.add(member)
+            if extension is not None:
+                contents.read(extension, member)
+    except TarDamageError as error:
+        damage = str(error)
+    rows = [contents.row(sample, shard) for sample in grouper.finish()]
     info = IndexInfo(
         source=shard.source,
         shard=shard.shard,
-        num_bytes=num_bytes,
+        num_bytes=reader.num_bytes,
         num_samples=len(rows),
         unreadable=dict(sorted(Counter(r["problem"] for r in rows if r["problem"]).items())),
         ignored_members=grouper.num_ignored,
         damage=damage,
         max_image_pixels=task.max_image_pixels,
+        fingerprint=fingerprint_of(reader),
     )
     return rows, info
 
 
 class _Contents:
-    """What was read of one sample's members, in tar order, while the window is over them."""
+    """What was read of the members of a shard, each while the reader's window is over it."""
 
-    def __init__(self) -> None:
-        self.image: tuple[str, Member] | None = None
-        self.image_size: tuple[int, int] | None = None
-        self.image_problem: str | None = "no image"
-        self.texts: dict[str, tuple[str | None, str | None]] = {}  # ext -> (caption, problem)
-        self.is_truncated = False
+    def __init__(self, reader: SpanReader, max_pixels: int) -> None:
+        self._reader = reader
+        self._max_pixels = max_pixels
+        self._captions_left = MAX_SHARD_CAPTION_BYTES
+        # Start of the member -> (size in pixels or caption, problem).
+        self._sizes: dict[int, tuple[tuple[int, int] | None, str | None]] = {}
+        self._texts: dict[int, tuple[str | None, str | None]] = {}
 
-    def read(
-        self, reader: SpanReader, sample: SampleMembers, member: Member, max_pixels: int
-    ) -> None:
+    def read(self, extension: str, member: Member) -> None:
         """Read what the index needs of one member."""
-        extension = sample.members[-1][0]
         if member.is_truncated:
-            self.is_truncated = True
-        elif extension in IMAGE_EXTENSIONS and self.image is None:
-            self.image = (extension, member)
-            self.image_size, self.image_problem = read_image_size(
-                lambda n: reader.read(member.offset, min(n, member.size)), member.size, max_pixels
+            return
+        if extension in IMAGE_EXTENSIONS:
+            self._sizes[member.start] = read_image_size(
+                lambda n: self._reader.read(member.offset, min(n, member.size)),
+                member.size,
+                self._max_pixels,
             )
-        elif extension in _TEXT:
-            self.texts["txt"] = _read_caption(reader, member)
-        elif extension in _JSON:
-            self.texts["json"] = _read_json_caption(reader, member)
+        elif extension in ("txt", "json"):
+            read = _read_caption if extension == "txt" else _read_json_caption
+            caption, problem = read(self._reader, member)
+            # A character takes up to four bytes, which is near enough for a budget.
+            self._captions_left -= len(caption or "")
+            if self._captions_left < 0:
+                caption, problem = None, "caption too long"
+            self._texts[member.start] = caption, problem
 
-    def row(self, sample: SampleMembers, shard: InputShard, num_bytes: int) -> dict[str, Any]:
-        """Return the sample's row of the index."""
-        caption, caption_problem = self.texts.get("txt") or self.texts.get(
-            "json", (None, "no caption")
-        )
-        problem = "truncated" if self.is_truncated else self.image_problem or caption_problem
-        extension, image = self.image or (None, None)
-        width, height = self.image_size or (None, None)
+    def row(self, sample: SampleMembers, shard: InputShard) -> dict[str, Any]:
+        """Return a sample's row of the index."""
+        whole = [(ext, member) for ext, member in sample.members if not member.is_truncated]
+        extension, image = next((m for m in whole if m[0] in IMAGE_EXTENSIONS), (None, None))
+        size, problem = self._sizes[image.start] if image else (None, "no image")
+        texts = {ext: self._texts[m.start] for ext, m in whole if m.start in self._texts}
+        caption, caption_problem = texts.get("txt") or texts.get("json", (None, "no caption"))
+        is_truncated = len(whole) < len(sample.members)
+        width, height = size or (None, None)
         members = [member for _, member in sample.members]
+        num_bytes = self._reader.num_bytes
         return {
             "uid": uid_of(shard.source, shard.shard, sample.key, sample.occurrence),
             "key": sample.key,
@@ -210,7 +239,7 @@ class _Contents:
             "member_start": [member.start for member in members],
             "member_offset": [member.offset for member in members],
             "member_size": [min(member.size, num_bytes - member.offset) for member in members],
-            "problem": problem,
+            "problem": "truncated" if is_truncated else problem or caption_problem,
         }
 
 
@@ -235,7 +264,8 @@ def _read_json_caption(reader: SpanReader, member: Member) -> tuple[str | None, 
     if not isinstance(caption, str):
         return None, "no caption" if isinstance(content, dict) else "bad json"
     try:
-        caption.encode()
+        if len(caption.encode()) > MAX_CAPTION_BYTES:
+            return None, "caption too long"
     except UnicodeEncodeError:  # half of a surrogate pair, written as \\ud800
         return None, "caption not utf-8"
     return caption, None

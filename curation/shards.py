@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -21,8 +21,8 @@ from configs.errors import DataError
 BLOCK = 512
 # One look-ahead read brings a header, the small members behind it, and the start of a picture.
 WINDOW_BYTES = 8192
-# Names longer than this are an attack, not a name.
-MAX_EXTENDED_HEADER_BYTES = 1 << 20
+# Longer names and PAX headers are an attack, not a name.
+MAX_EXTENDED_HEADER_BYTES = 64 << 10
 
 _FILE_TYPES = (b"0", b"\0", b"7")
 _KINDS = {
@@ -216,16 +216,17 @@ def _decimal(text: bytes, at: int) -> int:
 def _pax_records(data: bytes, at: int) -> dict[bytes, bytes]:
     """Parse the records `LENGTH key=value LF` of a PAX header."""
     records = {}
-    data = data.rstrip(b"\0")
-    while data:
-        digits, space, _ = data.partition(b" ")
-        length = int(digits) if digits.isdigit() and len(digits) < 10 else 0
-        record = data[len(digits) + 1 : length]
+    start, end = 0, len(data.rstrip(b"\0"))
+    while start < end:
+        space = data.find(b" ", start, start + 10)
+        digits = data[start:space] if space > 0 else b""
+        length = int(digits) if digits.isdigit() else 0
+        record = data[space + 1 : start + length]
         key, equals, value = record.removesuffix(b"\n").partition(b"=")
-        if not space or not equals or length > len(data):
+        if not equals or start + length > end:
             raise TarDamageError(f"corrupt PAX header at byte {at}")
         records[key] = value
-        data = data[length:]
+        start += length
     return records
 
 
@@ -241,45 +242,59 @@ def _text(name: bytes) -> str:
     return name.decode("utf-8", "backslashreplace")
 
 
+IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"})
+CAPTION_EXTENSIONS = frozenset({"txt", "json"})
+
+
 @dataclass(slots=True)
 class SampleMembers:
     """The members of one sample, in tar order."""
 
     key: str
-    occurrence: int  # how often the key came before in this shard
+    occurrence: int = 0  # how often the key came before in this shard
     members: list[tuple[str, Member]] = field(default_factory=list)  # (extension, member)
+    extensions: set[str] = field(default_factory=set)
 
-    def find(self, extensions: frozenset[str]) -> tuple[str, Member] | None:
-        """Return the first member with one of the extensions."""
-        return next((pair for pair in self.members if pair[0] in extensions), None)
+    def extend(self, members: Iterable[tuple[str, Member]]) -> None:
+        """Add members."""
+        for extension, member in members:
+            self.members.append((extension, member))
+            self.extensions.add(extension)
 
 
 def split_name(name: str) -> tuple[str, str] | None:
     """Split a member's name into its sample's key and its lower-cased extension.
 
     None for what is no part of a sample, or would leave a folder when unpacked: no extension, a
-    hidden file, an absolute path, a path with `..`.
+    hidden file, an absolute path, a path with `..`, a NUL.
     """
     folder, slash, base = name.rpartition("/")
     stem, _, extension = base.partition(".")
-    if not stem or not extension or name.startswith("/") or ".." in folder.split("/"):
+    if not stem or not extension or "\0" in name:
+        return None
+    if name.startswith("/") or ".." in folder.split("/"):
         return None
     return folder + slash + stem, extension.lower()
 
 
 class SampleGrouper:
-    """Group members to samples: those that share a key, adjacent or not.
+    """Group members to samples: a run of members that share a key, until an extension repeats.
 
-    A member whose extension its key already has begins a new sample of that key.
+    A tar may be ordered by extension, so a later run joins the sample of its key; but only where it
+    cannot put one sample's picture beside another's caption: the key has one sample so far, which
+    has neither an image where the run has one nor any of the run's extensions, and the run is not a
+    sample by itself (an image with a caption). Every other run is a new sample.
     """
 
     def __init__(self) -> None:
-        self.samples: list[SampleMembers] = []
         self.num_ignored = 0  # links, devices, unsafe and unusable names
-        self._open: dict[str, SampleMembers] = {}
+        self._samples: list[SampleMembers] = []
+        self._first: dict[str, SampleMembers] = {}
+        self._num_of_key: dict[str, int] = {}
+        self._run: SampleMembers | None = None
 
-    def add(self, member: Member) -> SampleMembers | None:
-        """Add a member; return its sample, or None where it belongs to none."""
+    def add(self, member: Member) -> str | None:
+        """Add the next member; return its extension, or None where it belongs to no sample."""
         if member.kind == "folder":
             return None
         parts = split_name(member.name) if member.kind == "file" else None
@@ -287,10 +302,34 @@ class SampleGrouper:
             self.num_ignored += 1
             return None
         key, extension = parts
-        sample = self._open.get(key)
-        if sample is None or any(known == extension for known, _ in sample.members):
-            occurrence = 0 if sample is None else sample.occurrence + 1
-            sample = self._open[key] = SampleMembers(key, occurrence)
-            self.samples.append(sample)
-        sample.members.append((extension, member))
-        return sample
+        run = self._run
+        if run is None or run.key != key or extension in run.extensions:
+            self._end_run()
+            run = self._run = SampleMembers(key)
+        run.extend([(extension, member)])
+        return extension
+
+    def finish(self) -> list[SampleMembers]:
+        """Return the samples of all members added, in the order of their first members."""
+        self._end_run()
+        return self._samples
+
+    def _end_run(self) -> None:
+        run, self._run = self._run, None
+        if run is None:
+            return
+        occurrence = self._num_of_key.get(run.key, 0)
+        if occurrence == 1 and _belongs(run, self._first[run.key]):
+            self._first[run.key].extend(run.members)
+            return
+        run.occurrence = occurrence
+        self._num_of_key[run.key] = occurrence + 1
+        self._first.setdefault(run.key, run)
+        self._samples.append(run)
+
+
+def _belongs(run: SampleMembers, sample: SampleMembers) -> bool:
+    has_image = not IMAGE_EXTENSIONS.isdisjoint(run.extensions)
+    is_sample = has_image and not CAPTION_EXTENSIONS.isdisjoint(run.extensions)
+    has_both = has_image and not IMAGE_EXTENSIONS.isdisjoint(sample.extensions)
+    return not is_sample and not has_both and run.extensions.isdisjoint(sample.extensions)

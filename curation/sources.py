@@ -68,15 +68,33 @@ def find_shards(
     return shards
 
 
+def _is_file(path: str) -> bool:
+    # A link that leads nowhere is a shard that cannot be read, not one that was never there.
+    return os.path.isfile(path) or (os.path.islink(path) and not os.path.exists(path))
+
+
+def _match_files(source: str, path: str) -> list[str]:
+    """Return the tars that a file's name or a glob means; a glob passes over other files."""
+    if not os.path.isfile(path):
+        found = glob.glob(path, recursive=True)
+        return [p for p in found if p.endswith(_ENDINGS) and _is_file(p)]
+    if not path.endswith(_ENDINGS):
+        raise UsageError(
+            f"source {source!r}: {path} is no shard: expected a name that ends in .tar. "
+            "Rename it if it is a tar, else leave it out."
+        )
+    return [path]
+
+
 def _match(source: str, pattern: str) -> list[str]:
     if os.path.isdir(pattern):
         found = [str(p) for p in Path(pattern).rglob("*") if p.name.endswith(_ENDINGS)]
-        found = [p for p in found if not os.path.basename(p).startswith(".") and os.path.isfile(p)]
+        found = [p for p in found if not os.path.basename(p).startswith(".") and _is_file(p)]
         expected = "a folder with .tar files in it"
     else:
         found, missing = [], []
         for path in expand_braces(pattern):
-            matches = [path] if os.path.isfile(path) else glob.glob(path, recursive=True)
+            matches = _match_files(source, path)
             (found.extend(matches) if matches else missing.append(path))
         if missing and found:
             raise UsageError(

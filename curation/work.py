@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from configs.errors import UsageError
+from configs.errors import DataError, UsageError
 from configs.publish import published_file, remove_leftovers
 
 _METADATA_KEY = b"pairmill"
@@ -36,6 +36,7 @@ SCANNED = pa.schema(
         ("index_digest", pa.string()),
         ("num_samples", pa.int64()),
         ("num_bytes", pa.int64()),
+        ("fingerprint", pa.string()),  # of the tar; null where it is quarantined
         ("ignored_members", pa.int64()),
         ("unreadable", pa.string()),  # JSON: problem -> samples
         ("damage", pa.string()),
@@ -46,6 +47,7 @@ DECIDED = pa.schema(
     [
         *(SCANNED.field(name) for name in ("source", "shard", "path", "index", "index_digest")),
         ("num_bytes", pa.int64()),
+        ("fingerprint", pa.string()),
         ("decisions", pa.string()),
         ("inputs_digest", pa.string()),  # of all that the decisions depend on
         ("num_samples", pa.int64()),
@@ -79,6 +81,22 @@ def read_metadata(path: Path) -> dict[str, Any]:
         return dict(json.loads((pq.read_schema(path).metadata or {})[_METADATA_KEY]))
     except (OSError, pa.ArrowException, KeyError, ValueError):
         return {}
+
+
+def read_decisions(path: Path, columns: list[str], inputs_digest: str) -> pa.Table:
+    """Return some columns of a decision table.
+
+    Raises:
+        DataError: it is not there, or comes of other decisions than those of `inputs_digest`.
+    """
+    known = read_metadata(path).get("inputs")
+    if known != inputs_digest:
+        why = "cannot be read" if known is None else "is not of the decisions that were last summed"
+        raise DataError(
+            f"{path} {why}: it was lost or changed since. Decide again: `stages=[decide]`, or "
+            "leave `stages` out; what is done is not repeated."
+        )
+    return pq.read_table(path, columns=columns, partitioning=None)
 
 
 class WorkFolder:

@@ -6,8 +6,9 @@
     copy     (per output shard)  raw spans of the source tars; index, digest: copying.py
     publish  (driver)            the manifest, last
 
-The planner holds a few integers a shard. Nothing depends on workers or on what ran before: the same
-job gives the same bytes, and a rerun makes only what is missing.
+The planner holds one row of paths and counts for each input shard and one task for each output
+shard (about 1 KB each), and never a sample. Nothing depends on workers or on what ran before: the
+same job gives the same bytes, and a rerun makes only what is missing.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import pyarrow as pa
 from configs.errors import DataError, UsageError
 from configs.publish import publish_text, remove_leftovers
 from curation.config import CurateConfig
-from curation.copying import CopyTask, Segment, copy_shard
+from curation.copying import CopyTask, Segment, SourceTar, copy_shard
 from curation.engine import Engine
 from curation.index import index_path
 from curation.manifest import Manifest, Shard, read_manifest, write_manifest
@@ -35,6 +36,8 @@ from curation.renames import RenameTask, find_renames, num_buckets
 from curation.work import WorkFolder, digest_of
 
 VERSION = 1
+# Says that a folder without a manifest is an unfinished dataset of ours.
+UNFINISHED = ".pairmill-unfinished"
 _SHARD_NAME = re.compile(r"(\d{5,})\.(tar|index\.parquet)")
 
 
@@ -99,7 +102,7 @@ def plan_segments(
 
 def write(config: CurateConfig, decided: pa.Table, engine: Engine) -> Manifest:
     """Write the dataset folder of the decided samples; return its manifest."""
-    output, work = Path(config.output), WorkFolder(config.work_dir)
+    output, work = config.output_dir, WorkFolder(config.work_dir)
     rows = decided.to_pylist()
     num_kept = sum(row["num_kept"] for row in rows)
     if num_kept == 0:
@@ -110,8 +113,10 @@ def write(config: CurateConfig, decided: pa.Table, engine: Engine) -> Manifest:
         )
     plan = _plan_digest(config, rows)
     parents = _parents(rows)
-    check_output(config, parents)
+    check_output(config, plan)
     output.mkdir(parents=True, exist_ok=True)
+    if not (output / "manifest.json").exists():
+        _mark_unfinished(output)
     remove_leftovers(output)
     publish_text(output / "config.yaml", config.recipe())
     _remove_other_plans(work, plan)
@@ -125,10 +130,16 @@ def write(config: CurateConfig, decided: pa.Table, engine: Engine) -> Manifest:
     num_shards = -(-num_kept // per_shard)
     width = max(5, len(str(num_shards - 1)))
     _remove_stale(output, {f"{n:0{width}d}" for n in range(num_shards)})
+    tars = [
+        tuple(SourceTar(s["path"], s["num_bytes"], s["fingerprint"]) for s in block.shards)
+        for block in blocks
+    ]
     tasks = [
         CopyTask(
             path=output / f"{number:0{width}d}.tar",
-            segments=tuple(Segment(ordered[b].block, piece, at) for b, piece, at in segments),
+            segments=tuple(
+                Segment(ordered[b].block, piece, at, tars[b]) for b, piece, at in segments
+            ),
             renames=renames,
             source=config.name,
             plan=plan,
@@ -139,7 +150,7 @@ def write(config: CurateConfig, decided: pa.Table, engine: Engine) -> Manifest:
     for position, copied in engine.map(copy_shard, tasks, label="write"):
         path = tasks[position].path
         shards[position] = Shard(path, copied.num_samples, copied.num_bytes, copied.digest)
-    return _publish(config, [shard for shard in shards if shard], parents)
+    return _publish(config, [shard for shard in shards if shard], parents, plan)
 
 
 def _plan_digest(config: CurateConfig, rows: list[dict[str, Any]]) -> str:
@@ -156,13 +167,13 @@ def _parents(rows: list[dict[str, Any]]) -> list[str]:
     return [digest_of(name, sorted(shards)) for name, shards in sorted(sources.items())]
 
 
-def check_output(config: CurateConfig, parents: list[str] | None = None) -> None:
+def check_output(config: CurateConfig, plan: str | None = None) -> None:
     """Refuse an output folder that holds something else than this job's dataset.
 
     Raises:
         UsageError: a finished dataset of another recipe or other inputs, or foreign files.
     """
-    output = Path(config.output)
+    output = config.output_dir
     if not output.exists():
         return
     if not output.is_dir():
@@ -170,19 +181,23 @@ def check_output(config: CurateConfig, parents: list[str] | None = None) -> None
     if (output / "manifest.json").exists():
         manifest = read_manifest(output, check_files=False)
         is_other = manifest.config_digest != config.digest()
-        if is_other or (parents is not None and list(manifest.parents) != parents):
-            what = "with another configuration" if is_other else "from other input shards"
+        if is_other or (plan is not None and manifest.plan != plan):
+            what = "with another configuration" if is_other else "from other inputs or metadata"
             raise UsageError(
                 f"output {output} holds a finished dataset that was made {what}. "
                 "Remove that folder, or give another one: output=FOLDER."
             )
-    elif not (output / "config.yaml").exists() and any(
+    elif not (output / UNFINISHED).exists() and any(
         not name.startswith(".") for name in os.listdir(output)
     ):
         raise UsageError(
-            f"output {output} is not empty, and what it holds is no dataset of pairmill. "
-            "Give a new folder: output=FOLDER."
+            f"output {output} is not empty, and neither manifest.json nor {UNFINISHED} says that "
+            "it is a dataset of pairmill. Give a new folder: output=FOLDER."
         )
+
+
+def _mark_unfinished(output: Path) -> None:
+    publish_text(output / UNFINISHED, "Goes when manifest.json stands: see docs/formats.md.\n")
 
 
 def _remove_other_plans(work: WorkFolder, plan: str) -> None:
@@ -193,6 +208,8 @@ def _remove_other_plans(work: WorkFolder, plan: str) -> None:
 
 def _remove_stale(output: Path, stems: set[str]) -> None:
     """Remove the shards that an unfinished run with more of them left behind."""
+    if not (output / UNFINISHED).exists():
+        return  # a finished dataset has the shards of its plan; others in it are not ours
     for entry in output.iterdir():
         found = _SHARD_NAME.fullmatch(entry.name)
         if found and found[1] not in stems:
@@ -207,7 +224,12 @@ def _order(
             path=folder / f"block-{number:06d}.parquet",
             keys=folder / f"keys-{number:06d}.bin",
             shards=tuple(
-                BlockShard(row["path"], row["num_bytes"], row["index"], row["decisions"])
+                BlockShard(
+                    index=row["index"],
+                    index_digest=row["index_digest"],
+                    decisions=row["decisions"],
+                    inputs_digest=row["inputs_digest"],
+                )
                 for row in block.shards
             ),
             start=block.start,
@@ -237,13 +259,21 @@ def _find_renames(
     return tuple(tasks[position].path for position in sorted(p for p, r in found if r.num_renamed))
 
 
-def _publish(config: CurateConfig, shards: list[Shard], parents: list[str]) -> Manifest:
-    output = Path(config.output)
+def _publish(config: CurateConfig, shards: list[Shard], parents: list[str], plan: str) -> Manifest:
+    output = config.output_dir
     assert all(index_path(shard.path).is_file() for shard in shards)
+    manifest = None
     if (output / "manifest.json").exists():
         manifest = read_manifest(output, check_files=False)
-        if list(manifest.shards) == shards:
-            return manifest
-    return write_manifest(
-        output, shards, name=config.name, config_digest=config.digest(), parents=parents
-    )
+    if manifest is None or list(manifest.shards) != shards:
+        _mark_unfinished(output)
+        manifest = write_manifest(
+            output,
+            shards,
+            name=config.name,
+            config_digest=config.digest(),
+            parents=parents,
+            plan=plan,
+        )
+    (output / UNFINISHED).unlink(missing_ok=True)
+    return manifest

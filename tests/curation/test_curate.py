@@ -224,7 +224,11 @@ def test_a_finished_dataset_is_not_overwritten_by_another_job(job):
     curate(job())
     with pytest.raises(UsageError, match="made with another configuration"):
         curate(job(seed=8))
-    Path(job().output, "manifest.json").unlink()  # unfinished: the other job may go on from here
+    Path(job().output, "manifest.json").unlink()
+    with pytest.raises(UsageError, match="not empty"):
+        curate(job(seed=8))
+    # An unfinished run of ours: the other job may go on from here.
+    Path(job().output, ".pairmill-unfinished").touch()
     assert curate(job(seed=8, write={"samples_per_shard": 100})).manifest.num_shards < 3
     assert len(list(Path(job().output).glob("*.tar"))) < 3
 

@@ -148,5 +148,5 @@ def test_members_of_a_key_need_not_be_adjacent_and_a_repeated_key_is_a_new_sampl
     grouper = SampleGrouper()
     for member in read_all(path)[0]:
         grouper.add(member)
-    found = [(s.key, s.occurrence, [ext for ext, _ in s.members]) for s in grouper.samples]
+    found = [(s.key, s.occurrence, [ext for ext, _ in s.members]) for s in grouper.finish()]
     assert found == [("a", 0, ["jpg", "txt"]), ("b", 0, ["jpg", "txt"]), ("a", 1, ["jpg", "txt"])]
