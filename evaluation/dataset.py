@@ -22,10 +22,12 @@ import numpy.typing as npt
 
 from configs.errors import DataError
 from evaluation.config import DatasetConfig, Task
-from evaluation.tar import Span, TarSample, digest_files, scan_tar
+from evaluation.tar import IMAGE_EXTENSIONS, Span, TarSample, digest_files, scan_tar
 
 IntArray = npt.NDArray[np.int64]
 PLACEHOLDER = "{c}"
+MAX_TARS = 100_000
+_MAX_DIGITS = 9
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,11 @@ def _kept(num_samples: int, positions: Sequence[int]) -> IntArray:
     return np.setdiff1d(np.arange(num_samples), np.asarray(positions, dtype=np.int64))
 
 
+def _number(text: str) -> int | None:
+    """Return the number that up to 9 digits are, None for anything else (int() raises on many)."""
+    return int(text) if text.isdecimal() and len(text) <= _MAX_DIGITS else None
+
+
 def _tars(folder: Path) -> list[Path]:
     count_file = folder / "test" / "nshards.txt"
     if not count_file.is_file():
@@ -149,9 +156,12 @@ def _tars(folder: Path) -> list[Path]:
             "(0.tar, 1.tar, ...). Is this folder in the CLIP_benchmark layout?"
         )
     text = count_file.read_text(encoding="utf-8", errors="replace").strip()
-    if not text.isdecimal() or int(text) < 1:
-        raise DataError(f"{count_file}: expected the number of tars, 1 or more, got {text[:40]!r}.")
-    tars = [folder / "test" / f"{number}.tar" for number in range(int(text))]
+    num_tars = _number(text)
+    if num_tars is None or not 1 <= num_tars <= MAX_TARS:
+        raise DataError(
+            f"{count_file}: expected the number of tars, 1 to {MAX_TARS:,}, got {text[:40]!r}."
+        )
+    tars = [folder / "test" / f"{number}.tar" for number in range(num_tars)]
     missing = [tar for tar in tars if not tar.is_file()]
     if missing:
         raise DataError(
@@ -192,9 +202,8 @@ def _image_sample(sample: TarSample, folder: Path) -> ImageSample:
     images = sample.images
     if len(images) != 1:
         raise DataError(
-            f"{folder}: sample {sample.key} has {len(images)} images; expected one of .png, .jpg, "
-            ".jpeg "
-            f"or .webp (its members: {', '.join(sample.members)})."
+            f"{folder}: sample {sample.key} has {len(images)} images; expected one of "
+            f".{', .'.join(IMAGE_EXTENSIONS)} (its members: {', '.join(sample.members)})."
         )
     return ImageSample(sample.key, images[0])
 
@@ -210,13 +219,14 @@ def _labels(samples: Sequence[TarSample], num_classes: int, folder: Path) -> Int
                 "write `retrieval` into dataset_type.txt or set `task: retrieval`."
             )
         digits = text.strip()
-        if not digits.isdecimal() or int(digits) >= num_classes:
+        label = _number(digits)
+        if label is None or label >= num_classes:
             raise DataError(
                 f"{folder}: sample {sample.key} has the label {digits[:40]!r}; expected a number "
                 "from 0 to "
                 f"{num_classes - 1} (classnames.txt has {num_classes} lines)."
             )
-        labels_n[position] = int(digits)
+        labels_n[position] = label
     return labels_n
 
 

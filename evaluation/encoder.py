@@ -21,10 +21,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from configs.errors import CheckpointError, UsageError, did_you_mean
+from configs.errors import CheckpointError, ConfigError, UsageError, did_you_mean
 from evaluation.tar import file_sha256
 from pretrain.checkpoint import file_digest, model_folder, read_record
-from pretrain.model.similarity import CONFIG_FILE, Similarity, similarity_of
+from pretrain.model.similarity import CONFIG_FILE, Similarity, similarities, similarity_of
 from pretrain.model.tokenizer import TOKENIZER_FILE, Tokenizer
 
 # open_clip must come after pretrain.model, which mends the import of torchvision beside CPU torch.
@@ -170,6 +170,9 @@ def load_encoder(checkpoint: str, *, device: str = "auto", precision: str = "fp3
             _downloaded_weights(source) if source.folder is None else _weights_file(source.folder)
         )
         tokenizer = _tokenizer(source)
+        preprocessing = PreprocessCfg(**open_clip.get_model_preprocess_cfg(model))
+        transform = image_transform_v2(preprocessing, is_train=False)
+        similarity = _similarity(source)
     except CheckpointError:
         raise
     except Exception as error:  # open_clip, its hub client and safetensors each raise their own
@@ -187,10 +190,8 @@ def load_encoder(checkpoint: str, *, device: str = "auto", precision: str = "fp3
         checkpoint=checkpoint,
         digest=file_sha256(weights),
         samples_seen=samples_seen,
-        transform=image_transform_v2(
-            PreprocessCfg(**open_clip.get_model_preprocess_cfg(model)), is_train=False
-        ),
-        similarity=similarity_of(_description(source.folder)),
+        transform=transform,
+        similarity=similarity,
         model=model,
         tokenizer=tokenizer,
         device=target,
@@ -211,6 +212,19 @@ def _description(folder: Path | None) -> dict[str, Any]:
     if folder is None:
         return {}
     return dict(json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")))
+
+
+def _similarity(source: ModelSource) -> Similarity:
+    description = _description(source.folder)
+    try:
+        return similarity_of(description)
+    except (ConfigError, KeyError, TypeError, ValueError, AttributeError) as error:
+        problem = str(error) if isinstance(error, ConfigError) else f"{error!r}."
+        raise CheckpointError(
+            f"{source.folder}/{CONFIG_FILE}: pairmill.similarity cannot be used: {problem} "
+            f"Expected a section whose name is one of: {', '.join(similarities)}; or no "
+            "`pairmill` section, for cosine."
+        ) from None
 
 
 def _tokenizer(source: ModelSource) -> Callable[[list[str]], Tensor]:

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from configs.errors import DataError
+from configs.errors import DataError, PairmillError
 from configs.progress import Bar, progress
 from evaluation.dataset import AnyDataset, ClassificationDataset, ImageSample, RetrievalDataset
 from evaluation.encoder import Encoder
@@ -45,16 +45,24 @@ class EncodeOptions:
     max_undecodable: int = 0
 
 
-class _Batch:
-    """Preprocessed pixels of the images that could be decoded, and the reasons of the others."""
+# Preprocessed pixels, why an image cannot be decoded, or what ends the run.
+_Item = Tensor | str | PairmillError | OSError
 
-    def __init__(self, items: Sequence[tuple[int, Tensor | str]]) -> None:
+
+class _Batch:
+    """Preprocessed pixels of the images that could be decoded, and the reasons of the others.
+
+    Errors are values here: one raised in a worker process would arrive with its traceback as text.
+    """
+
+    def __init__(self, items: Sequence[tuple[int, _Item]]) -> None:
         self.pixels = [item for _, item in items if isinstance(item, Tensor)]
         self.undecodable = {position: item for position, item in items if isinstance(item, str)}
+        self.errors = [item for _, item in items if isinstance(item, PairmillError | OSError)]
         self.num_samples = len(items)
 
 
-class _Pictures(torch.utils.data.Dataset[tuple[int, Tensor | str]]):
+class _Pictures(torch.utils.data.Dataset[tuple[int, _Item]]):
     def __init__(
         self, samples: Sequence[ImageSample], transform: Callable[[Image.Image], Tensor]
     ) -> None:
@@ -64,11 +72,13 @@ class _Pictures(torch.utils.data.Dataset[tuple[int, Tensor | str]]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, position: int) -> tuple[int, Tensor | str]:
+    def __getitem__(self, position: int) -> tuple[int, _Item]:
         try:
             return position, self.transform(read_image(self.samples[position].image))
         except UndecodableImageError as error:
             return position, str(error)
+        except (PairmillError, OSError) as error:
+            return position, error
 
 
 def keep_decodable(dataset: AnyDataset, undecodable: dict[int, str], limit: int) -> AnyDataset:
@@ -133,6 +143,8 @@ def _encode_images(
     features: list[Tensor] = []
     undecodable: dict[int, str] = {}
     for batch in loader:
+        if batch.errors:
+            raise batch.errors[0]
         if batch.pixels:
             features.append(encoder.encode_images(torch.stack(batch.pixels)))
         undecodable |= batch.undecodable

@@ -9,6 +9,9 @@ from PIL import Image
 
 from evaluation.tar import MAX_IMAGE_BYTES, Span
 
+# Pillow's names of the formats of IMAGE_EXTENSIONS; no other decoder meets foreign bytes.
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+
 
 class UndecodableImageError(Exception):
     """The bytes are not an image that we read; the text says why."""
@@ -26,7 +29,7 @@ def read_image(span: Span) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as image:
+            with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
                 return image.convert("RGB")
     except MemoryError:
         raise

@@ -166,7 +166,7 @@ def _nearest_captions(test_nP: FloatArray, reference: Path) -> list[str]:
     num_read = num_used = 0
     with progress("pixel baseline", total=len(tars), unit="reference tars") as bar:
         for tar in tars:
-            samples = scan_tar(tar)
+            samples = scan_tar(tar, may_repeat_keys=True)
             pairs = list(_captioned(samples))
             for start in range(0, len(pairs), _BATCH):
                 part = pairs[start : start + _BATCH]

@@ -57,10 +57,13 @@ def software_version() -> str:
 def read_results(path: Path) -> list[Result]:
     """Read a results file. Raises DataError where a line is not a result."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines(): it would also cut at characters that a name may hold.
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read as a results file: {error}") from None
-    results = []
+    results: list[Result] = []
+    if lines == [""]:
+        return results
     for number, line in enumerate(lines, start=1):
         try:
             results.append(Result.model_validate_json(line))

@@ -3,15 +3,17 @@
     evaluate(config, ["runs/demo"]) -> rows, also in OUTPUT/results.jsonl; pictures in
     OUTPUT/examples.json
 
-What is computed does not depend on batch size, number of workers, or what else is evaluated beside
-it.
+What is computed does not depend on batch size (but for the last bits of a feature), number of
+workers, or what else is evaluated beside it.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from configs.errors import UsageError
@@ -48,26 +50,27 @@ class Subject:
 def evaluate(config: EvaluateConfig, checkpoints: Sequence[str]) -> list[Result]:
     """Evaluate every checkpoint on every dataset; publish and return the rows, sorted.
 
+    What a checkpoint gave is published before the next one is loaded, the baseline comes last.
     Raises UsageError, DataError or CheckpointError before anything is encoded where a dataset or a
     checkpoint is not what it should be.
     """
     _check(config, checkpoints)
     datasets = [load_dataset(dataset) for dataset in config.datasets]
+    folder = config.output_folder
     results: list[Result] = []
-    examples: list[dict[str, Any]] = []
     for checkpoint in checkpoints:
         encoder = load_encoder(checkpoint, device=config.device, precision=config.precision)
-        for dataset in datasets:
-            rows, shown = _evaluate_dataset(config, encoder, dataset)
-            results += rows
-            examples.append(shown)
+        done = [_evaluate_dataset(config, encoder, dataset) for dataset in datasets]
+        rows = [row for dataset_rows, _ in done for row in dataset_rows]
+        publish_results(folder, rows)
+        publish_examples(folder, [shown for _, shown in done])
+        publish_text(folder / "config.yaml", to_yaml(config))
+        results += rows
     if config.baseline is not None:
-        results += _evaluate_baseline(config, config.baseline, datasets)
+        rows = _evaluate_baseline(config, config.baseline, datasets)
+        publish_results(folder, rows)
+        results += rows
     results.sort(key=lambda row: row.order)
-    folder = config.output_folder
-    publish_results(folder, results)
-    publish_examples(folder, examples)
-    publish_text(folder / "config.yaml", to_yaml(config))
     return results
 
 
@@ -83,12 +86,36 @@ def _check(config: EvaluateConfig, checkpoints: Sequence[str]) -> None:
         )
     choose_device(config.device)
     for checkpoint in checkpoints:
+        if not _is_utf8(checkpoint):
+            raise UsageError(
+                f"checkpoint {checkpoint!r}: expected a name in UTF-8, since results carry it. "
+                "Rename the folder, or give a link to it."
+            )
         find_model(checkpoint)
     if config.baseline is not None:
         reference_tars(config.baseline.reference)
-    # What stands there is merged with at the end: better known now than after the work.
+    _check_output(config.output_folder)
+    # What stands there is merged with: better known now than after the work.
     read_published(config.output_folder)
     read_examples(config.output_folder)
+
+
+def _is_utf8(name: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in name)
+
+
+def _check_output(folder: Path) -> None:
+    """Raise UsageError where the folder of the results cannot be made or written to."""
+    try:
+        there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        is_writable = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+    except OSError:
+        there, is_writable = folder, False
+    if not is_writable:
+        raise UsageError(
+            f"output: {folder} cannot be made or written to ({there} is no folder, or not "
+            "writable). Give an `output` where results can be written."
+        )
 
 
 def _metrics(scores: Scores, dataset: AnyDataset) -> list[Metric]:

@@ -16,10 +16,21 @@ from pathlib import Path, PurePosixPath
 
 from configs.errors import DataError
 
-IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp")
+IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff")
 MAX_TEXT_BYTES = 1 << 20
 MAX_IMAGE_BYTES = 1 << 28
 _BLOCK = 512
+# What tarfile raises on headers that are damaged or made to hurt: numbers that are none, sizes
+# beyond any file, headers that announce headers without end.
+_HEADER_ERRORS = (
+    tarfile.TarError,
+    OSError,
+    ValueError,
+    IndexError,
+    OverflowError,
+    MemoryError,
+    RecursionError,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,38 +91,55 @@ def _key_and_extension(name: str) -> tuple[str, str] | None:
     return str(path.with_name(stem)), extension.lower()
 
 
-def scan_tar(path: Path) -> list[TarSample]:
+def scan_tar(path: Path, *, may_repeat_keys: bool = False) -> list[TarSample]:
     """Return the samples of a tar in the order of their first members.
 
-    Raises DataError where the tar is damaged or a member comes twice.
+    A member that comes twice starts a new sample where training data `may_repeat_keys`. A byte of
+    a name that is not UTF-8 is written out ("\\xff"). Raises DataError where the tar is damaged or
+    cut off, a member is sparse, or a member comes twice and may not.
     """
-    samples: dict[str, TarSample] = {}
+    samples: list[TarSample] = []
+    newest: dict[str, TarSample] = {}  # by key
     end = 0
     try:
-        with tarfile.open(path, "r:") as tar:
+        with tarfile.open(path, "r:", encoding="utf-8", errors="backslashreplace") as tar:
             for member in tar:
+                if member.issparse():
+                    raise DataError(
+                        f"{path}: {member.name} is stored sparse (GNU), with parts left out; "
+                        "expected plain members. Write the tar again without --sparse."
+                    )
                 end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
                 name = _key_and_extension(member.name)
                 if not member.isreg() or name is None:
                     continue
                 key, extension = name
-                sample = samples.setdefault(key, TarSample(key))
-                if extension in sample.members:
-                    raise DataError(
-                        f"{path}: {key}.{extension} comes twice; keys of an evaluation dataset are "
-                        "unique."
-                    )
+                sample = newest.get(key)
+                if sample is not None and extension in sample.members:
+                    if not may_repeat_keys:
+                        raise DataError(
+                            f"{path}: {key}.{extension} comes twice; keys of an evaluation dataset "
+                            "are unique."
+                        )
+                    sample = None
+                if sample is None:
+                    sample = newest[key] = TarSample(key)
+                    samples.append(sample)
                 sample.members[extension] = Span(path, member.offset_data, member.size)
-    except (tarfile.TarError, OSError) as error:
+    except _HEADER_ERRORS as error:
         raise DataError(
             f"{path} is not a readable tar ({error}). Expected an uncompressed tar; copy it again."
         ) from None
     _check_end(path, end)
-    return list(samples.values())
+    return samples
 
 
 def _check_end(path: Path, end: int) -> None:
-    """Refuse a tar that stops in the middle: tarfile takes a broken header for the end."""
+    """Refuse a tar that stops in the middle.
+
+    tarfile takes a broken header, and the end of the file, for the end of the tar; a whole one ends
+    with blocks of zeros (POSIX: two).
+    """
     with open(path, "rb") as file:
         file.seek(end)
         block = file.read(_BLOCK)
@@ -119,6 +147,11 @@ def _check_end(path: Path, end: int) -> None:
         raise DataError(
             f"{path} is damaged at byte {end:,}: expected a member or the end of the tar. Copy it "
             "again."
+        )
+    if len(block) < _BLOCK:
+        raise DataError(
+            f"{path} is cut off at byte {end + len(block):,}: expected another member, or the "
+            "block of zeros that ends a tar. Copy it again."
         )
 
 

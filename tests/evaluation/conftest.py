@@ -126,7 +126,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.save(checkpoint / "model", dict(model.named_parameters()))
     captions = [f"a {color} picture" for color in COLORS]
     Tokenizer.train_words(captions, vocab_size=64, context_length=8).save(checkpoint / "model")
-    record = {"samples_seen": 1280, "step": 10, "config_digest": "c"}
+    record = {"samples_seen": 1280, "step": 10, "skipped_samples": 0, "config_digest": "c"}
     record |= {"manifest_digest": "m", "world_size": 1, "threads": 1, "zero_stage": 0}
     seal(checkpoint, {**record, "versions": {}})
     (run / "checkpoints" / "latest").write_text(f"{checkpoint.name}\n")

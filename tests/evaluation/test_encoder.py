@@ -137,7 +137,18 @@ def test_a_similarity_that_we_do_not_know_is_named(open_clip_folder: Path, tmp_p
     description = json.loads(path.read_text())
     description["pairmill"] = {"similarity": {"name": "cosin"}}
     path.write_text(json.dumps(description))
-    with pytest.raises(UsageError, match="did you mean 'cosine'"):
+    with pytest.raises(CheckpointError, match="did you mean 'cosine'"):
+        load_encoder(str(folder))
+
+
+@pytest.mark.parametrize("section", [{"similarity": {}}, {"similarity": 7}, [], None])
+def test_a_similarity_that_makes_no_sense_is_a_checkpoint_error(
+    open_clip_folder: Path, tmp_path: Path, section: object
+) -> None:
+    folder = shutil.copytree(open_clip_folder, tmp_path / "odd")
+    path = folder / "open_clip_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"pairmill": section}))
+    with pytest.raises(CheckpointError, match=r"pairmill\.similarity cannot be used"):
         load_encoder(str(folder))
 
 

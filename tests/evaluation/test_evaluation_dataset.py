@@ -89,7 +89,9 @@ def test_leaving_samples_out_takes_their_labels_and_captions_along(
     ("files", "message"),
     [
         ({"nshards": None}, "nshards.txt is missing"),
-        ({"nshards": "many"}, "expected the number of tars, 1 or more, got 'many'"),
+        ({"nshards": "many"}, "expected the number of tars, 1 to 100,000, got 'many'"),
+        ({"nshards": "9" * 5000}, "expected the number of tars, 1 to 100,000"),
+        ({"nshards": "999999999"}, "1 to 100,000, got '999999999'"),
         ({"nshards": "3"}, "promises 3 tars, but .*2.tar is missing"),
         ({"classnames": None}, "classnames.txt is missing; expected one class name a line"),
         ({"classnames": "red\n\nblue\n"}, "classnames.txt: line 2 is empty"),
@@ -125,6 +127,7 @@ def test_a_missing_folder_and_an_empty_dataset_are_refused(tmp_path: Path) -> No
         ([("a.png", b"x")], "sample a has no .cls"),
         ([("a.png", b"x"), ("a.cls", b"cat")], "the label 'cat'"),
         ([("a.png", b"x"), ("a.cls", b"-1")], "the label '-1'"),
+        ([("a.png", b"x"), ("a.cls", b"1" * 5000)], "the label '1111"),
         ([("a.png", b"x"), ("a.cls", b"\xff")], "a.cls is not UTF-8"),
         ([("a.png", b"x"), ("a.png", b"y"), ("a.cls", b"0")], "a.png comes twice"),
     ],
@@ -156,6 +159,46 @@ def test_a_tar_that_breaks_in_the_middle_is_not_taken_for_a_shorter_one(tmp_path
         scan_tar(path)
     path.write_bytes(bytes(data[:1900]))
     with pytest.raises(DataError, match=r"0\.tar"):
+        scan_tar(path)
+
+
+def test_a_tar_cut_between_two_members_is_not_taken_for_a_shorter_one(tmp_path: Path) -> None:
+    path = tmp_path / "0.tar"
+    write_tar(path, [(f"{i}.cls", b"0") for i in range(4)])
+    data = path.read_bytes()
+    path.write_bytes(data[: 3 * 1024])  # three headers with a block each, and no end
+    with pytest.raises(DataError, match=r"0\.tar is cut off at byte 3,072"):
+        scan_tar(path)
+    path.write_bytes(data[: 4 * 1024 + 512])  # one block of zeros is enough
+    assert len(scan_tar(path)) == 4
+
+
+def test_a_name_that_is_not_utf8_becomes_a_key_that_can_be_written(tmp_path: Path) -> None:
+    path = tmp_path / "0.tar"
+    write_tar(path, [("caf_.cls", b"0")])
+    data = bytearray(path.read_bytes())
+    data[3] = 0xE9
+    data[148:156] = b"%06o\0 " % (sum(data[:148]) + 8 * 32 + sum(data[156:512]))
+    path.write_bytes(data)
+    (sample,) = scan_tar(path)
+    assert sample.key == "caf\\xe9"
+    sample.key.encode()
+
+
+@pytest.mark.parametrize(
+    ("headers", "message"),
+    [
+        ({"GNU.sparse.map": "0,many"}, "is not a readable tar"),
+        ({"GNU.sparse.map": "0,1", "GNU.sparse.size": "1"}, "a.cls is stored sparse"),
+    ],
+)
+def test_sparse_members_are_refused(tmp_path: Path, headers: dict[str, str], message: str) -> None:
+    path = tmp_path / "0.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        member = tarfile.TarInfo("a.cls")
+        member.size, member.pax_headers = 1, headers
+        tar.addfile(member, io.BytesIO(b"0"))
+    with pytest.raises(DataError, match=message):
         scan_tar(path)
 
 
@@ -216,6 +259,17 @@ def test_pictures_of_any_mode_become_rgb(tmp_path: Path) -> None:
         path.write_bytes(buffer.getvalue())
         image = read_image(Span(path, 0, len(buffer.getvalue())))
         assert (image.mode, image.size) == ("RGB", (4, 5))
+
+
+@pytest.mark.parametrize("image_format", ["GIF", "BMP", "TIFF", "WEBP", "JPEG"])
+def test_every_format_that_curation_keeps_is_read(tmp_path: Path, image_format: str) -> None:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.new("L", (4, 5), 90).save(buffer, format=image_format)
+    path = tmp_path / "image"
+    path.write_bytes(buffer.getvalue())
+    assert read_image(Span(path, 0, len(buffer.getvalue()))).size == (4, 5)
 
 
 def test_a_file_that_becomes_shorter_is_an_error(tmp_path: Path) -> None:

@@ -93,6 +93,13 @@ def test_reference_samples_that_cannot_be_used_are_counted(
         find_neighbours([dataset], tmp_path)
 
 
+def test_training_data_may_repeat_a_key(classification: Path, tmp_path: Path) -> None:
+    dataset = load_dataset(DatasetConfig(path=classification))
+    members = [("a.png", png(0, 0)), ("a.txt", b"one"), ("a.png", png(1, 1)), ("a.txt", b"two")]
+    write_tar(tmp_path / "0.tar", members)
+    assert set(find_neighbours([dataset], tmp_path)[0].captions) == {"one", "two"}
+
+
 def test_a_reference_without_tars_is_refused(classification: Path, tmp_path: Path) -> None:
     dataset = load_dataset(DatasetConfig(path=classification))
     with pytest.raises(DataError, match=r"baseline\.reference: there is no tar"):

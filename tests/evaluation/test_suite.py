@@ -16,9 +16,12 @@ import torch
 from conftest import write_classification
 from PIL import Image
 
-from configs.errors import ConfigError, DataError, UsageError
+from configs.errors import CheckpointError, ConfigError, DataError, UsageError
 from configs.load import digest, load_config, validate
-from evaluation.config import EvaluateConfig
+from evaluation.config import DatasetConfig, EvaluateConfig
+from evaluation.dataset import load_dataset
+from evaluation.encoder import load_encoder
+from evaluation.features import EncodeOptions, encode_dataset
 from evaluation.result import BASELINE, Result, read_results, table
 from evaluation.suite import dry_run, evaluate
 
@@ -201,6 +204,54 @@ def test_a_results_file_that_is_none_is_never_overwritten(
     (tmp_path / "examples.json").write_text("[{}]")
     with pytest.raises(DataError, match="not a list of retrieval examples"):
         evaluate(make_config(tmp_path, classification), [str(open_clip_folder)])
+
+
+def test_a_bad_last_checkpoint_does_not_lose_the_earlier_ones(
+    tmp_path: Path, classification: Path, open_clip_folder: Path
+) -> None:
+    bad = tmp_path / "bad"
+    shutil.copytree(open_clip_folder, bad)
+    (bad / "open_clip_model.safetensors").write_bytes(b"damaged")
+    config = make_config(tmp_path / "out", classification)
+    with pytest.raises(CheckpointError, match="could not load"):
+        evaluate(config, [str(open_clip_folder), str(bad)])
+    kept = read_results(tmp_path / "out" / "results.jsonl")
+    assert {row.checkpoint for row in kept} == {str(open_clip_folder)}
+    assert len(json.loads((tmp_path / "out" / "examples.json").read_text())) == 1
+    assert values(kept) == values(evaluate(config, [str(open_clip_folder)]))
+
+
+def test_an_output_that_cannot_be_made_is_refused_before_the_work(
+    tmp_path: Path, classification: Path, open_clip_folder: Path
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    config = make_config(tmp_path / "file" / "out", classification)
+    for run in (dry_run, evaluate):
+        with pytest.raises(UsageError, match=r"file.out cannot be made or written to"):
+            run(config, [str(open_clip_folder)])
+
+
+def test_names_may_hold_a_line_separator_but_no_lone_surrogate(
+    tmp_path: Path, classification: Path, open_clip_folder: Path
+) -> None:
+    odd = shutil.copytree(open_clip_folder, tmp_path / "a\u2028b")
+    rows = evaluate(make_config(tmp_path / "out", classification), [str(odd)])
+    assert read_results(tmp_path / "out" / "results.jsonl") == rows
+    with pytest.raises(UsageError, match="expected a name in UTF-8"):
+        evaluate(make_config(tmp_path / "out", classification), ["a\udcffb"])
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_error_of_a_worker_process_arrives_as_it_was_raised(
+    tmp_path: Path, open_clip_folder: Path, num_workers: int
+) -> None:
+    dataset = load_dataset(DatasetConfig(path=write_classification(tmp_path / "data")))
+    tar = tmp_path / "data" / "test" / "1.tar"
+    tar.write_bytes(tar.read_bytes()[:3000])
+    options = EncodeOptions(num_workers=num_workers)
+    with pytest.raises(DataError, match="became shorter") as caught:
+        encode_dataset(load_encoder(str(open_clip_folder)), dataset, options)
+    assert "Traceback" not in str(caught.value)
 
 
 def test_the_shipped_config_loads_and_two_datasets_of_one_name_are_refused() -> None:

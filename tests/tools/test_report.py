@@ -18,6 +18,7 @@ from tools.report.charts import Axis, Series, histogram, line_chart, short_numbe
 from tools.report.html import element, text
 from tools.report.pictures import MAX_SIDE_PIXELS, small_data_uri
 from tools.report.scorecard import metric_label, percent
+from tools.report.sources import read_run
 
 HOSTILE = (
     "</figcaption><script>alert(1)</script><img src=http://evil/x.png onerror=a> {c} %s \u202e"
@@ -216,6 +217,20 @@ def test_a_run_alone_makes_a_page_and_its_cut_line_is_counted(folder):
     assert "Pretraining" in said
     assert "Scorecard" not in said
     assert any("1 lines of metrics.jsonl cannot be read" in words for words in said)
+
+
+def test_lines_of_a_run_that_are_no_numbers_are_counted_and_separators_cut_none(folder):
+    good = json.dumps({"samples_seen": 1, "loss": 2.0, "note": "a\u2028b"}, ensure_ascii=False)
+    huge = '{"samples_seen": 1, "loss": 1' + "0" * 400 + "}"
+    (folder / "pretrain/metrics.jsonl").write_text(f"{good}\n{huge}\n{'[' * 5000}\n")
+    run = read_run(folder / "pretrain")
+    assert (len(run.rows), run.num_broken_lines) == (1, 2)
+
+
+def test_the_baseline_is_said_in_words(folder):
+    said = page_of(folder).said
+    assert "nearest training picture's caption" in said
+    assert not any("nearest neighbour" in words for words in said)
 
 
 def test_a_tar_that_is_gone_leaves_a_card_without_a_picture(folder):

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from configs.publish import publish_text
+from evaluation.result import BASELINE
 from tools.report.curation import dataset_section
 from tools.report.html import Html, element, join
 from tools.report.scorecard import metric_label, percent, scorecard_section
@@ -108,7 +109,7 @@ def _headlines(
     chosen = [
         row
         for row in scorecard.results
-        if row.checkpoint != "pixel-1nn" and row.metric == first_metrics.get(row.task)
+        if row.checkpoint != BASELINE and row.metric == first_metrics.get(row.task)
     ]
     for row in chosen[:MAX_HEADLINES]:
         said = f"{metric_label(row.metric)} on {row.dataset} (chance {percent(row.chance)})"

@@ -14,12 +14,12 @@ from pathlib import Path
 
 from PIL import Image
 
+from evaluation.images import IMAGE_FORMATS
 from tools.report.sources import SampleReference
 
 MAX_SIDE_PIXELS = 96
 MAX_SOURCE_BYTES = 64 << 20
 MAX_SOURCE_PIXELS = 40_000_000
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 _PNG_BYTES_WORTH_KEEPING = 4096
 
 
@@ -51,7 +51,7 @@ def small_data_uri(content: bytes) -> str | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's bomb warning: the size is checked here
-            image = Image.open(io.BytesIO(content), formats=_FORMATS)
+            image = Image.open(io.BytesIO(content), formats=IMAGE_FORMATS)
             if image.width * image.height > MAX_SOURCE_PIXELS:
                 return None
             image.draft("RGB", (2 * MAX_SIDE_PIXELS, 2 * MAX_SIDE_PIXELS))

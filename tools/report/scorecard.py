@@ -12,6 +12,7 @@ from tools.report.pictures import decoded_png
 from tools.report.sources import Examples, ImageQuery, Scorecard, ShownImage, TextQuery
 
 _TASKS = {"zero_shot": "zero-shot classification", "retrieval": "retrieval"}
+_BASELINE_LABEL = "nearest training picture's caption"
 _METRICS = {
     "top1": "top-1 accuracy",
     "top5": "top-5 accuracy",
@@ -46,8 +47,8 @@ def scorecard_section(scorecard: Scorecard) -> Html:
             ", ",
             element("span", "┆ chance", class_="key-m0"),
             ", ",
-            element("span", "│ pixel nearest neighbour", class_="key-m1"),
-            " (the caption or class of the most similar training picture, no model).",
+            element("span", f"│ {_BASELINE_LABEL}", class_="key-m1"),
+            " (what pixels alone give: the most similar training picture answers, no model).",
         ),
         *_result_tables(scorecard.results),
         element("h3", "Example retrievals") if scorecard.examples else None,
@@ -68,7 +69,7 @@ def _result_tables(results: Sequence[Result]) -> list[Html]:
         caption = f"{dataset}: {_TASKS.get(task, task)}"
         header = (
             *("metric", "checkpoint", "value", "95 % interval", "0 to 100 %", "chance"),
-            *("pixel nearest neighbour", "n"),
+            *(_BASELINE_LABEL, "n"),
         )
         cells = [_result_row(row, baseline.get(row.metric)) for row in models]
         tables.append(table(header, cells, caption=caption))
@@ -78,7 +79,7 @@ def _result_tables(results: Sequence[Result]) -> list[Html]:
 def _result_row(row: Result, baseline: Result | None) -> tuple[object, ...]:
     marks = {"chance": row.chance}
     if baseline is not None:
-        marks["pixel nearest neighbour"] = baseline.value
+        marks[_BASELINE_LABEL] = baseline.value
     low, high = row.interval
     return (
         element("span", metric_label(row.metric), title=row.metric_definition),

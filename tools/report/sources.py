@@ -12,10 +12,9 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from configs.errors import DataError, UsageError
-from evaluation.result import Result, read_results
+from evaluation.result import RESULTS_FILE, Result, read_results
 
-DATASET_FILE, RUN_FILE, RESULTS_FILE = "report.json", "metrics.jsonl", "results.jsonl"
-EXAMPLES_FILE = "examples.json"
+DATASET_FILE, RUN_FILE, EXAMPLES_FILE = "report.json", "metrics.jsonl", "examples.json"
 
 
 class _Read(BaseModel):
@@ -234,16 +233,16 @@ def read_run(folder: Path) -> Run:
     rows, num_broken = [], 0
     path = folder / RUN_FILE
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        text = path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}.") from None
-    for line in lines:
+    for line in text.removesuffix("\n").split("\n") if text else ():
         try:
             content = json.loads(line)
             row = {key: float(v) for key, v in content.items() if isinstance(v, int | float)}
             if not math.isfinite(row["samples_seen"]):
                 raise ValueError
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             num_broken += 1
         else:
             rows.append(row)
