@@ -102,7 +102,7 @@ def read_index_info(path: Path) -> IndexInfo | None:
     """Return what the index file `path` says about its shard; None where there is no usable one."""
     try:
         schema = pq.read_schema(path)
-    except (OSError, pa.ArrowException):
+    except (OSError, pa.ArrowException, UnicodeEncodeError):  # the last: a name Arrow cannot hold
         return None
     if set(SCHEMA.names) - set(schema.names):
         return None

@@ -31,7 +31,7 @@ from curation.manifest import Manifest, manifest_of_tars, read_manifest
 from curation.report import count_verdicts, make_report
 from curation.scan import ScanTask, scan_shard
 from curation.sources import find_shards, fixed_folder
-from curation.work import SCANNED, WorkFolder, digest_of, publish_table
+from curation.work import DECIDED, SCANNED, WorkFolder, digest_of, publish_table
 from curation.write import check_output, write
 
 
@@ -147,7 +147,8 @@ def report(
 
 def _scan_inputs(config: CurateConfig) -> str:
     sources = [[source.name, source.patterns] for source in config.sources]
-    return digest_of(sorted(sources), config.index_dir, config.max_image_pixels)
+    tables = [SCANNED.names, DECIDED.names]  # an older pairmill's are made anew
+    return digest_of(sorted(sources), config.index_dir, config.max_image_pixels, tables)
 
 
 def _counts(scanned: pa.Table, decided: pa.Table | None) -> dict[str, Any]:

@@ -28,7 +28,7 @@ import xxhash
 from configs.errors import DataError, UsageError
 from configs.progress import progress
 from configs.publish import publish_text, published_file
-from curation.index import index_path, read_index, read_index_info
+from curation.index import index_path, read_index, read_index_info, remove_index_leftovers
 from curation.scan import DEFAULT_MAX_IMAGE_PIXELS, InputShard, Scanned, ScanTask, scan_shard
 
 __all__ = [
@@ -326,6 +326,7 @@ def manifest_of_tars(
         raise UsageError(f"{folder}: there is no .tar in it. Give a folder of WebDataset shards.")
     name = name or folder.resolve().name
     tasks = [_task(path, folder, name, max_image_pixels) for path in found]
+    remove_index_leftovers({task.input.index.parent for task in tasks})
     listed: list[Shard | None] = [None] * len(tasks)
     for position, scanned in map_shards(scan_and_digest, tasks):
         if scanned.quarantined:

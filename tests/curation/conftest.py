@@ -141,3 +141,12 @@ def configure(pool):
 def job(configure, tmp_path):
     """Make a configuration that writes below the test's own folder."""
     return partial(configure, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def finished(configure, tmp_path_factory, ray_session):
+    """One job over the pool: (configuration, report)."""
+    from curation.job import curate
+
+    config = configure(tmp_path_factory.mktemp("finished"))
+    return config, curate(config)

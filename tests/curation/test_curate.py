@@ -4,10 +4,7 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import tarfile
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -26,15 +23,7 @@ from curation.job import curate, index
 from curation.manifest import read_index, read_manifest
 from curation.scan import Scanned
 
-ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
-
-
-@pytest.fixture(scope="module")
-def finished(configure, tmp_path_factory, ray_session):
-    """One job over the pool: (configuration, report)."""
-    config = configure(tmp_path_factory.mktemp("finished"))
-    return config, curate(config)
 
 
 def decisions_of(config):
@@ -233,39 +222,6 @@ def test_a_finished_dataset_is_not_overwritten_by_another_job(job):
     assert len(list(Path(job().output).glob("*.tar"))) < 3
 
 
-def test_killed_at_any_moment_and_rerun_gives_the_same_bytes(finished, job, tars, tmp_path):
-    config = job()
-    path = tmp_path / "job.yaml"
-    path.write_text(to_yaml(config))
-    code = (
-        "import sys; from configs.load import load_config; "
-        "from curation.config import CurateConfig; "
-        "from curation.job import curate; curate(load_config(sys.argv[1], CurateConfig))"
-    )
-    driver = subprocess.Popen(
-        [sys.executable, "-c", code, str(path)],
-        cwd=ROOT,
-        env={**os.environ, "RAY_ADDRESS": ray_address()},
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 60
-    while driver.poll() is None and time.monotonic() < deadline:
-        if list(config.work_dir.glob("decisions/pool/*.parquet")):
-            driver.send_signal(signal.SIGKILL)
-        time.sleep(0.005)
-    driver.wait()
-    assert driver.returncode == -signal.SIGKILL
-    curate(config)
-    assert tars.hashes(Path(config.output)) == tars.hashes(Path(finished[0].output))
-
-
-def ray_address() -> str:
-    import ray
-
-    return ray.get_runtime_context().gcs_address
-
-
 def test_damaged_input_is_counted_and_nothing_is_lost(job, tars, tmp_path):
     folder = tmp_path / "in"
     good = tars.sample("good", "a red cat thing")
@@ -351,6 +307,15 @@ def test_index_makes_foreign_tars_a_dataset(pool, tmp_path):
     shutil.copytree(pool / "train", folder)
     assert "240 samples in 6 shards" in index([str(folder)])
     assert read_manifest(folder).num_samples == 240
+
+
+def test_a_curated_dataset_is_not_indexed_over(finished, tars):
+    folder = Path(finished[0].output)
+    before = tars.hashes(folder)
+    for pattern in (folder, folder / "00000.tar"):
+        with pytest.raises(UsageError, match="is a curated dataset"):
+            index([str(pattern)])
+    assert tars.hashes(folder) == before
 
 
 def _fail(task: str) -> Scanned:

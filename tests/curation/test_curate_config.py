@@ -139,3 +139,37 @@ def test_the_demo_configuration_loads():
     config = load_config("demo/curate", CurateConfig)
     assert config.output == str(Path("runs/demo/dataset"))
     assert config.rule_labels() == ["caption_length", "image_size", "metaclip"]
+
+
+def test_folders_and_globs_pass_over_what_is_no_tar_and_a_named_one_is_refused(tmp_path, tars):
+    tars.write(tmp_path / "a.tar", tars.sample("a", "one"))
+    for name in ("a_stats.json", "a.index.parquet"):
+        (tmp_path / name).touch()
+    (tmp_path / "folder.tar").mkdir()
+    for pattern in (f"{tmp_path}/*", str(tmp_path), f"{tmp_path}/{{a}}*"):
+        assert [shard.shard for shard in find_shards("s", [pattern])] == ["a.tar"]
+    with pytest.raises(UsageError, match=r"a_stats\.json is no shard"):
+        find_shards("s", [str(tmp_path / "a_stats.json")])
+    with pytest.raises(UsageError, match="nothing matches"):
+        find_shards("s", [f"{tmp_path}/*.json"])
+
+
+@pytest.mark.parametrize("folder", ["dataset", "dataset.work"])
+@pytest.mark.parametrize("pattern", ["{}/**/*.tar", "{}/in/**/*.tar"])
+def test_a_job_never_reads_what_it_writes(job, tars, tmp_path, folder, pattern):
+    tars.write(tmp_path / "in" / "a.tar", tars.sample("a", "one"))
+    config = job(sources=[{"name": "s", "shards": pattern.format(tmp_path)}])
+    assert len(find_inputs(config)) == 1
+    tars.write(tmp_path / folder / "00000.tar", tars.sample("a", "one"))
+    (tmp_path / "in" / "link").symlink_to(tmp_path / folder)
+    with pytest.raises(UsageError, match="would read what it writes"):
+        find_inputs(config)
+
+
+def test_an_output_that_cannot_be_made_is_found_before_the_work(job, tmp_path):
+    (tmp_path / "file").touch()
+    for output in (tmp_path / "file" / "out", Path("/proc/pairmill/out")):
+        with pytest.raises(UsageError, match=f"{output} cannot be made"):
+            dry_run(job(output=str(output)))
+    dry_run(job(output=str(tmp_path / "not" / "yet" / "there")))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

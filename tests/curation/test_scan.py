@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import struct
 import tarfile
 import warnings
@@ -11,10 +12,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from configs.errors import DataError
+from configs.errors import DataError, UsageError
 from curation.image_header import read_image_size
-from curation.index import index_path, read_index, read_index_info
+from curation.index import index_path, read_index, read_index_info, remove_index_leftovers
+from curation.manifest import manifest_of_tars
 from curation.scan import InputShard, ScanTask, scan_shard
+from curation.sources import find_shards
 
 
 def scan(path: Path, **changes):
@@ -169,3 +172,77 @@ def test_reading_an_index_that_is_not_there_says_how_to_make_one(tmp_path):
     with pytest.raises(DataError, match="pairmill index"):
         read_index(tmp_path / "a.tar")
     assert read_index_info(tmp_path / "a.index.parquet") is None
+
+
+def test_a_side_that_no_column_holds_is_too_many_pixels(tars, tmp_path):
+    members = [("a.png", png_header(2**32 - 1, 1)), ("a.txt", b"t")]
+    path = tars.write(tmp_path / "a.tar", members)
+    assert scan(path, max_image_pixels=10**12).info.unreadable == {"too many pixels": 1}
+    assert read_index(path).select(["width", "height"]).to_pylist() == [
+        {"width": None, "height": None}
+    ]
+
+
+def test_another_tar_of_the_same_size_gets_its_own_index(tars, tmp_path):
+    path = tars.write(tmp_path / "a.tar", tars.sample("a", "one"))
+    first = scan(path)
+    tars.write(path, tars.sample("a", "two"))
+    second = scan(path)
+    assert first.info.num_bytes == second.info.num_bytes
+    assert first.info.fingerprint != second.info.fingerprint
+    assert read_index(path)["caption"].to_pylist() == ["two"]
+
+
+def test_pictures_first_and_captions_after_are_paired_and_a_repeated_key_never_is(tars, tmp_path):
+    a, b = tars.png(8, 8), tars.png(9, 9)
+    members = [("k.png", a), ("z.png", b), ("k.txt", b"of k"), ("z.txt", b"of z")]
+    scan(tars.write(tmp_path / "a.tar", members))
+    rows = read_index(tmp_path / "a.tar").to_pylist()
+    assert [(r["width"], r["caption"]) for r in rows] == [(8, "of k"), (9, "of z")]
+    members = [("k.txt", b"A"), ("k.json", b"{}"), ("z.txt", b"Z"), ("k.png", b), ("k.txt", b"B")]
+    scan(tars.write(tmp_path / "b.tar", members))
+    rows = read_index(tmp_path / "b.tar").to_pylist()
+    found = [(r["width"], r["caption"], r["problem"]) for r in rows]
+    assert found == [(None, "A", "no image"), (None, "Z", "no image"), (9, "B", None)]
+
+
+def test_captions_beyond_a_shards_budget_are_too_long(tars, tmp_path, monkeypatch):
+    monkeypatch.setattr("curation.scan.MAX_SHARD_CAPTION_BYTES", 12)
+    members = [
+        (f"{i}.{e}", d) for i in range(3) for e, d in (("png", tars.png()), ("txt", b"12345"))
+    ]
+    assert scan(tars.write(tmp_path / "a.tar", members)).info.unreadable == {"caption too long": 1}
+    path = tars.write(tmp_path / "b.tar", [("a.png", tars.png()), ("a.json", long_json())])
+    assert scan(path).info.unreadable == {"caption too long": 1}
+
+
+def long_json() -> bytes:
+    return b'{"caption": "' + b"x" * (1 << 20) + b'x"}'
+
+
+def test_failing_storage_is_an_error_and_no_quarantine(tmp_path):
+    path = tmp_path / "a.tar"
+    path.symlink_to("/proc/self/mem")  # opens, and every read from its start is an I/O error
+    if not path.exists():
+        pytest.skip("needs /proc/self/mem")
+    with pytest.raises(DataError, match=r"a\.tar cannot be read now \(Input/output error\)"):
+        scan(path)
+
+
+def test_a_path_that_is_not_utf_8_is_refused_by_name(tmp_path):
+    (tmp_path / os.fsdecode(b"caf\xe9.tar")).write_bytes(b"")
+    with pytest.raises(UsageError, match=r"caf\\xe9\.tar: the path is not UTF-8"):
+        find_shards("s", [str(tmp_path)])
+    with pytest.raises(UsageError, match="not UTF-8"):
+        manifest_of_tars(tmp_path)
+
+
+def test_unfinished_indexes_of_killed_runs_are_removed_once_they_are_old(tmp_path):
+    old, new = (tmp_path / f".{n}.index.parquet.tmp-1-ab" for n in "ab")
+    other = tmp_path / ".thesis.tex"
+    for path in (old, new, other):
+        path.touch()
+    os.utime(old, (0, 0))
+    os.utime(other, (0, 0))
+    remove_index_leftovers([tmp_path, tmp_path / "nowhere"])
+    assert set(tmp_path.iterdir()) == {new, other}
