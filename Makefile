@@ -21,8 +21,8 @@ $(READY): pyproject.toml constraints.txt tools/setup.sh
 demo: $(READY) ## Make a pool of real pairs, curate it, train CLIP on it, evaluate, report (about 5 minutes)
 	@$(BIN)/python -m tools.demo
 
-test: $(READY) ## Run all tests: real Ray, several DeepSpeed processes, the chain end to end
-	@$(BIN)/python -m pytest
+test: $(READY) ## Run all tests, two files at a time: real Ray, DeepSpeed processes, the chain end to end
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(READY) ## Check format, lint, types and import arrows, and run the fast tests
 	$(BIN)/ruff format --check .

@@ -4,7 +4,6 @@ signals.
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from configs.errors import CheckpointError, ConfigError, UsageError
 from configs.load import to_yaml
 from curation.manifest import manifest_of_tars
 from pretrain.checkpoint import model_folder, read_record
+from pretrain.config import TokenizerConfig
 from pretrain.dry_run import dry_run
 from pretrain.engine import parameter_groups
 from pretrain.model.clip import ClipModel, read_model_config
@@ -45,10 +45,16 @@ def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def train(config, world_size: int = 1, stop_at: int = 0) -> Path:
+def write_config(config) -> str:
     path = Path(config.output).with_suffix(".yaml")
     path.write_text(to_yaml(config))
-    run_ranks("train", world_size, str(path), str(stop_at))
+    return str(path)
+
+
+def train(config, world_size: int = 1, stops: tuple[int, ...] = (0,)) -> Path:
+    """Train in one launch, stopping and starting again at each of `stops` (0: the end)."""
+    path = write_config(config)
+    run_ranks("train", world_size, *[word for stop in stops for word in (path, str(stop))])
     return Path(config.output)
 
 
@@ -57,11 +63,13 @@ def test_stopped_and_resumed_equals_uninterrupted(
     dataset, model_file, tmp_path, zero_stage, world_size
 ):
     engine = {"zero_stage": zero_stage, "num_threads": 1}
-    whole = train(make_config(dataset, model_file, tmp_path / "whole", engine=engine), world_size)
-    config = make_config(dataset, model_file, tmp_path / "parts", engine=engine)
-    train(config, world_size, stop_at=4)
-    assert read_record(tmp_path / "parts/checkpoints/samples-000000000064").step == 4
-    parts = train(config, world_size)
+    runs = [
+        make_config(dataset, model_file, tmp_path / n, engine=engine) for n in ("whole", "parts")
+    ]
+    whole, parts = map(write_config, runs)
+    run_ranks("train", world_size, whole, "0", parts, "4", parts, "0")
+    whole, parts = (Path(run.output) for run in runs)
+    assert read_record(parts / "checkpoints/samples-000000000064").step == 4
     assert equal(weights(whole), weights(parts))
     assert rows(whole) == rows(parts)
     assert [row["step"] for row in rows(parts)] == list(range(1, 11))
@@ -79,23 +87,22 @@ def test_training_lowers_the_loss_and_one_rank_and_two_end_with_the_same_model(
         torch.testing.assert_close(tensor, weights(two)[name], atol=2e-3, rtol=0)
 
 
-@pytest.mark.parametrize("zero_stage", [0, 1])
 def test_gradients_through_deepspeed_do_not_depend_on_the_number_of_ranks(
-    dataset, model_file, tmp_path, zero_stage
+    dataset, model_file, tmp_path
 ):
-    engine = {"zero_stage": zero_stage, "num_threads": 1}
-    config = make_config(dataset, model_file, tmp_path / "run", engine=engine)
-    (tmp_path / "run.yaml").write_text(to_yaml(config))
-    found = []
+    configs = [
+        write_config(make_config(dataset, model_file, tmp_path / f"z{stage}", engine=engine))
+        for stage in (0, 1)
+        for engine in [{"zero_stage": stage, "num_threads": 1}]
+    ]
     for world_size in (1, 2):
-        file = tmp_path / f"{world_size}.pt"
-        run_ranks("engine_gradients", world_size, str(tmp_path / "run.yaml"), str(file))
-        found.append(torch.load(file, weights_only=True))
-    one, two = found
-    norm = torch.cat([gradient.flatten() for gradient in one.values()]).norm()
-    assert norm > 1e-2
-    difference = torch.cat([(one[name] - two[name]).flatten() for name in one]).norm()
-    assert difference / norm <= 2e-6
+        run_ranks("engine_gradients", world_size, str(tmp_path / f"{world_size}.pt"), *configs)
+    found = [torch.load(tmp_path / f"{size}.pt", weights_only=True) for size in (1, 2)]
+    for one, two in zip(*found, strict=True):
+        norm = torch.cat([gradient.flatten() for gradient in one.values()]).norm()
+        assert norm > 1e-2
+        difference = torch.cat([(one[name] - two[name]).flatten() for name in one]).norm()
+        assert difference / norm <= 2e-6
 
 
 def test_bad_samples_are_counted_and_named_once_over_ranks_and_restarts(model_file, tmp_path):
@@ -105,8 +112,7 @@ def test_bad_samples_are_counted_and_named_once_over_ranks_and_restarts(model_fi
     manifest = manifest_of_tars(tmp_path / "data")
     data = {"manifest": str(manifest.folder), "num_workers": 0, "max_bad_fraction": 0.5}
     config = make_config(manifest, model_file, tmp_path / "parts", data=data, samples=128)
-    train(config, world_size=2, stop_at=3)
-    parts = train(config, world_size=2)
+    parts = train(config, world_size=2, stops=(3, 0))
     whole = train(make_config(manifest, model_file, tmp_path / "whole", data=data, samples=128))
 
     def skipped(run: Path) -> list[float]:
@@ -145,17 +151,18 @@ def test_a_damaged_checkpoint_falls_back_loudly_to_the_one_before(dataset, model
     assert newest.with_name(f"damaged-{newest.name}").is_dir()
 
 
-def test_a_run_is_not_continued_with_another_configuration(dataset, model_file, tmp_path):
-    train(make_config(dataset, model_file, tmp_path / "run"), stop_at=2)
-    changed = make_config(dataset, model_file, tmp_path / "run", seed=4, samples=320)
-    path = tmp_path / "changed.yaml"
-    path.write_text(to_yaml(changed))
-    done = subprocess.run(
-        [sys.executable, "-m", "tools.cli", "pretrain", str(path)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+def test_a_run_is_not_continued_with_another_configuration_or_model(dataset, tmp_path):
+    model = tmp_path / "model.json"
+    model.write_text(json.dumps(TINY_MODEL))
+    train(make_config(dataset, model, tmp_path / "run"), stops=(2,))
+    changed = make_config(dataset, model, tmp_path / "run", seed=4, samples=320)
+    text_cfg = {**TINY_MODEL["text_cfg"], "heads": 4}
+    model.write_text(json.dumps({**TINY_MODEL, "text_cfg": text_cfg}))
+    command = [sys.executable, "-W", "ignore", "-m", "tools.cli", "pretrain", write_config(changed)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert "is of another run: samples was 160, now 320; seed was 3, now 4" in done.stderr
+    assert "is of another run: samples was 160, now 320; seed was 3, now 4; " in done.stderr
+    assert "model text_cfg.heads was 2, now 4" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -165,9 +172,7 @@ def test_a_signal_to_the_whole_group_saves_and_exits_with_75_and_the_same_line_f
 ):
     data = {"manifest": str(dataset.folder), "window_shards": 2, "num_workers": 1}
     config = make_config(dataset, model_file, tmp_path / "run", samples=4_800, data=data)
-    path = tmp_path / "run.yaml"
-    path.write_text(to_yaml(config))
-    command = [sys.executable, "-W", "ignore", "-m", "tools.cli", "pretrain", str(path)]
+    command = [sys.executable, "-W", "ignore", "-m", "tools.cli", "pretrain", write_config(config)]
     pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     process = subprocess.Popen(command, start_new_session=True, **pipes)
     for line in process.stderr:
@@ -188,9 +193,7 @@ def test_a_signal_to_the_whole_group_saves_and_exits_with_75_and_the_same_line_f
 def test_a_loss_that_is_not_finite_ends_the_run_and_is_never_saved(dataset, model_file, tmp_path):
     optimizer = {"learning_rate": 1.0e30, "max_gradient_norm": 0}
     config = make_config(dataset, model_file, tmp_path / "run", optimizer=optimizer)
-    path = tmp_path / "run.yaml"
-    path.write_text(to_yaml(config))
-    command = [sys.executable, "-W", "ignore", "-m", "tools.cli", "pretrain", str(path)]
+    command = [sys.executable, "-W", "ignore", "-m", "tools.cli", "pretrain", write_config(config)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "training diverged by" in done.stderr
@@ -244,30 +247,13 @@ def test_gains_biases_positions_and_scales_are_not_decayed(model_file):
 
 
 def test_a_tokenizer_of_another_dataset_or_size_is_made_again(dataset, model_file, tmp_path):
-    from tokenizers import Tokenizer as Backend
-
-    config = make_config(dataset, model_file, tmp_path / "run", samples=16)
-    train(config, stop_at=0)
-    first = Backend.from_file(str(tmp_path / "run/tokenizer/tokenizer.json")).get_vocab_size()
-    shutil.rmtree(tmp_path / "run/checkpoints")
-    fewer = {"name": "words", "vocab_size": 6}
-    train(make_config(dataset, model_file, tmp_path / "run", samples=16, tokenizer=fewer))
-    now = Backend.from_file(str(tmp_path / "run/tokenizer/tokenizer.json")).get_vocab_size()
-    assert (now, first > 6) == (6, True)
-
-
-def test_another_model_under_the_same_name_is_refused(dataset, tmp_path):
-    model = tmp_path / "model.json"
-    model.write_text(json.dumps(TINY_MODEL))
-    config = make_config(dataset, model, tmp_path / "run", samples=32)
-    train(config, stop_at=1)
-    changed = {**TINY_MODEL, "text_cfg": {**TINY_MODEL["text_cfg"], "heads": 4}}
-    model.write_text(json.dumps(changed))
-    command = [sys.executable, "-W", "ignore", "-m", "tools.cli", "pretrain"]
-    command.append(str(tmp_path / "run.yaml"))
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert "is of another run: model text_cfg.heads was 2, now 4" in done.stderr
+    config = make_config(dataset, model_file, tmp_path / "run")
+    (tmp_path / "run.yaml").write_text(to_yaml(config))
+    fewer = config.model_copy(update={"tokenizer": TokenizerConfig(vocab_size=6)})
+    (tmp_path / "fewer.yaml").write_text(to_yaml(fewer))
+    names = [str(tmp_path / f"{name}.yaml") for name in ("run", "fewer", "run")]
+    said = run_ranks("tokenizers", 1, *names).split("sizes ")[1].split()
+    assert said[0] == said[2] != said[1] == "6"
 
 
 def test_a_batch_that_does_not_divide_among_the_ranks_is_refused(dataset, model_file, tmp_path):

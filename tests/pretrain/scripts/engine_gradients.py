@@ -1,4 +1,4 @@
-"""CONFIG FILE: save the gradients of the first batch as DeepSpeed has them before the optimizer."""
+"""FILE CONFIG...: save the gradients of each config's first batch, before the optimizer."""
 
 import sys
 
@@ -9,11 +9,14 @@ from pretrain.build import build_parts
 from pretrain.config import PretrainConfig
 
 if __name__ == "__main__":
-    parts = build_parts(load_config(sys.argv[1], PretrainConfig))
-    batch = parts.dataset.batch(0)
-    features = parts.engine.forward(batch.image_b3HW, batch.token_bL, batch.kept_bK)
-    loss = parts.objective(features, similarity=parts.engine.model.similarity, group=parts.group)
-    parts.engine.backward(loss.loss)
-    gradients = parts.engine.gradients()
+    found = []
+    for name in sys.argv[2:]:
+        parts = build_parts(load_config(name, PretrainConfig))
+        batch = parts.dataset.batch(0)
+        features = parts.engine.forward(batch.image_b3HW, batch.token_bL, batch.kept_bK)
+        similarity = parts.engine.model.similarity
+        loss = parts.objective(features, similarity=similarity, group=parts.group)
+        parts.engine.backward(loss.loss)
+        found.append(parts.engine.gradients())
     if parts.group.rank == 0:
-        torch.save(gradients, sys.argv[2])
+        torch.save(found, sys.argv[1])

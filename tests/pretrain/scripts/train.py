@@ -1,4 +1,4 @@
-"""CONFIG STOP_AT: train, asked to stop after STOP_AT steps (0: to the end)."""
+"""CONFIG STOP_AT [CONFIG STOP_AT ...]: train, asked to stop after STOP_AT steps (0: to the end)."""
 
 import sys
 
@@ -7,7 +7,7 @@ from pretrain.config import PretrainConfig
 from pretrain.train import pretrain
 
 if __name__ == "__main__":
-    config_file, stop_at = sys.argv[1], int(sys.argv[2])
-    config = load_config(config_file, PretrainConfig)
-    outcome = pretrain(config, stop=lambda step: 0 < stop_at == step)
-    assert outcome.finished == (stop_at == 0)
+    for config_file, stop_at in zip(sys.argv[1::2], map(int, sys.argv[2::2]), strict=True):
+        config = load_config(config_file, PretrainConfig)
+        outcome = pretrain(config, stop=lambda step, at=stop_at: 0 < at == step)
+        assert outcome.finished == (stop_at == 0)
