@@ -29,7 +29,7 @@ from curation.engine import Engine
 from curation.index import remove_index_leftovers
 from curation.manifest import Manifest, manifest_of_tars, read_manifest
 from curation.report import count_verdicts, make_report
-from curation.scan import ScanTask, scan_shard
+from curation.scan import InputShard, ScanTask, scan_shard
 from curation.sources import find_shards, fixed_folder
 from curation.work import DECIDED, SCANNED, WorkFolder, digest_of, publish_table
 from curation.write import check_output, write
@@ -71,15 +71,17 @@ def curate(config: CurateConfig) -> CurationReport:
         DataError: no shard can be read, no sample is kept, or files changed meanwhile.
     """
     _check(config)
+    shards = find_inputs(config) if "scan" in config.stages else []
     work = WorkFolder(config.work_dir)
     work.remove_leftovers()
     scan_inputs = _scan_inputs(config)
     rules = Rules.of(config)
+    rules.build()  # a factory refuses a file that its keywords name and is not there
     decide_inputs = digest_of(scan_inputs, rules.match_digest, rules.sections, config.seed)
     decided = manifest = content = None
     with Engine(config.engine) as engine:
         if "scan" in config.stages:
-            scanned = scan(config, engine, scan_inputs)
+            scanned = scan(config, shards, engine, scan_inputs)
         else:
             scanned = work.read_summary("scanned", stage="scan", inputs=scan_inputs)
         if "decide" in config.stages:
@@ -95,9 +97,10 @@ def curate(config: CurateConfig) -> CurationReport:
     return CurationReport(Path(config.output), _counts(scanned, decided), manifest, content)
 
 
-def scan(config: CurateConfig, engine: Engine, inputs: str) -> pa.Table:
+def scan(
+    config: CurateConfig, shards: Sequence[InputShard], engine: Engine, inputs: str
+) -> pa.Table:
     """Make the missing indexes; return one row a shard (work.SCANNED)."""
-    shards = find_inputs(config)
     remove_index_leftovers({shard.index.parent for shard in shards})
     tasks = [ScanTask(input=s, max_image_pixels=config.max_image_pixels) for s in shards]
     rows: list[dict[str, Any]] = [{} for _ in tasks]
@@ -176,7 +179,6 @@ def _check(config: CurateConfig) -> None:
                     "the next run would read what this one wrote. Give a folder outside of it."
                 )
     _probe(config)
-    Rules.of(config).build()  # a factory refuses a file that its keywords name and is not there
 
 
 def _probe(config: CurateConfig) -> None:
@@ -201,6 +203,7 @@ def dry_run(config: CurateConfig) -> str:
     _check(config)
     lines = []
     shards = find_inputs(config)
+    Rules.of(config).build()
     for source in sorted({shard.source for shard in shards}):
         sizes = [s.path.stat().st_size for s in shards if s.source == source]
         lines.append(f"source {source}: {len(sizes):,} shards, {sum(sizes) / 1e6:,.1f} MB")
