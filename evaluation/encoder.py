@@ -23,7 +23,7 @@ from torch import Tensor
 
 from configs.errors import CheckpointError, ConfigError, UsageError, did_you_mean
 from evaluation.tar import file_sha256
-from pretrain.checkpoint import file_digest, model_folder, read_record
+from pretrain.checkpoint import model_folder, verify_model
 from pretrain.model.similarity import CONFIG_FILE, Similarity, similarities, similarity_of
 from pretrain.model.tokenizer import TOKENIZER_FILE, Tokenizer
 
@@ -237,18 +237,6 @@ def _tokenizer(source: ModelSource) -> Callable[[list[str]], Tensor]:
 
 
 def _samples_seen(folder: Path | None) -> int | None:
-    """Read how far training was from the checkpoint.json beside the model folder, if there is one.
-
-    Raises CheckpointError where a file of the model is not the one that was written.
-    """
-    if folder is None or not (folder.parent / "checkpoint.json").is_file():
-        return None
-    record = read_record(folder.parent, verify=False)  # the engine's large files are not read here
-    for file in sorted(folder.iterdir()):
-        written = record.files.get(f"{folder.name}/{file.name}")
-        if written is not None and written != file_digest(file):
-            raise CheckpointError(
-                f"{folder.parent} is damaged: {folder.name}/{file.name} has changed since it was "
-                "written. Take another checkpoint of the run."
-            )
-    return record.samples_seen
+    """Return how far training was, where the model is part of a checkpoint; verify its files."""
+    record = None if folder is None else verify_model(folder)
+    return None if record is None else record.samples_seen
