@@ -71,7 +71,7 @@ def test_no_flags_creep_in():
         (["evaluate", "/nowhere", "demo/evaluate"], 1, "/nowhere"),
         (["export", "/nowhere", "out"], 1, "there is no folder /nowhere"),
         (["index", "/nowhere"], 2, "/nowhere"),
-        (["report", "/nowhere"], 1, "/nowhere"),
+        (["report", "/nowhere"], 2, "/nowhere"),
     ],
 )
 def test_a_mistake_is_one_paragraph_and_an_exit_code(words, code, message, tmp_path):
