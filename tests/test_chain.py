@@ -16,7 +16,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.distributed]
 
 NUM_PAIRS = 6_000
 SHORTER = {
-    "pretrain": ["samples=25_600", "optimizer.warmup_samples=5_120", "data.num_workers=0"],
+    "pretrain": [
+        "samples=25_600",
+        "optimizer.warmup_samples=5_120",
+        "data.num_workers=0",
+        "engine.num_threads=1",
+    ],
     "evaluate": ["num_bootstrap=200"],
 }
 
