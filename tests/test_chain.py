@@ -34,6 +34,9 @@ def run_chain(folder: Path, *pool_options: str, num_steps: int = 5) -> dict:
             arguments += ["--limit", str(NUM_PAIRS), *pool_options]
         else:
             arguments += SHORTER.get(arguments[0], [])
+            if pool_options and arguments[0] == "evaluate":  # the control needs no baseline
+                arguments = [word for word in arguments if not word.startswith("baseline")]
+                arguments.append("baseline=null")
         done = subprocess.run(
             [sys.executable, "-m", module, *arguments], capture_output=True, text=True, check=False
         )

@@ -119,7 +119,7 @@ def run_ranks(script: str, world_size: int, *arguments: str) -> str:
         )
         for rank in range(world_size)
     ]
-    outputs = [process.communicate(timeout=240)[0] for process in processes]
+    outputs = [process.communicate(timeout=600)[0] for process in processes]
     codes = [process.returncode for process in processes]
     assert codes == [0] * world_size, "\n".join(outputs)
     return outputs[0]
