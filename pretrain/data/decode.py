@@ -19,8 +19,6 @@ from PIL import Image, ImageOps
 from configs import draws
 
 UInt8Array = npt.NDArray[np.uint8]
-# Pillow's own limit only warns below twice its value, and is global: ours stands in `open_image`.
-Image.MAX_IMAGE_PIXELS = None
 # Named: Pillow would otherwise try every plug-in, and EPS starts Ghostscript on what it is given.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _NUM_DRAWS = 10 * 4 + 1  # area, aspect, x, y of ten tries; the flip
