@@ -1,0 +1,48 @@
+"""Measure two things in turn in one run and print their ratio: machines are shared and noisy."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """`ours` and `theirs` in seconds, best of each; `ratio` > 1 says that ours is faster."""
+
+    name: str
+    ours_s: float
+    theirs_s: float
+    spread: float
+
+    @property
+    def ratio(self) -> float:
+        """How many times faster ours is."""
+        return self.theirs_s / self.ours_s
+
+    def line(self, wanted: float) -> str:
+        """Return one line of a table."""
+        verdict = "ok" if self.ratio >= wanted else "SHORT"
+        return (
+            f"{self.name:<52} {self.ours_s:>9.3f} s {self.theirs_s:>9.3f} s "
+            f"{self.ratio:>7.2f}x  (wanted {wanted:.2f}x, spread {self.spread:.0%})  {verdict}"
+        )
+
+
+def seconds(function: Callable[[], object]) -> float:
+    """Return the wall seconds of one call."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def alternate(
+    name: str, ours: Callable[[], object], theirs: Callable[[], object], *, repeats: int = 5
+) -> Ratio:
+    """Time both `repeats` times in turn, so that noise falls on both; keep the best of each."""
+    pairs = [(seconds(ours), seconds(theirs)) for _ in range(repeats)]
+    ratios = [b / a for a, b in pairs]
+    spread = (max(ratios) - min(ratios)) / statistics.median(ratios)
+    return Ratio(name, min(a for a, _ in pairs), min(b for _, b in pairs), spread)
