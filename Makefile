@@ -22,7 +22,7 @@ demo: $(READY) ## Make a pool of real pairs, curate it, train CLIP on it, evalua
 	@$(BIN)/python -m tools.demo
 
 test: $(READY) ## Run all tests, two files at a time: real Ray, DeepSpeed processes, the chain end to end
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(READY) ## Check format, lint, types and import arrows, and run the fast tests
 	$(BIN)/ruff format --check .

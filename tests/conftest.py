@@ -1,0 +1,23 @@
+"""The order of the test files: the longest first, so that two at a time end together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent
+LONGEST_FIRST = (
+    "test_chain.py",
+    "pretrain/test_train.py",
+    "curation/test_reruns.py",
+    "tools/test_cli.py",
+    "pretrain/test_objectives.py",
+    "pretrain/test_loader.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Move the files above to the front (with xdist's --no-loadscope-reorder)."""
+    place = {ROOT / name: number for number, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
