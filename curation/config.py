@@ -15,6 +15,7 @@ from configs.errors import UsageError
 from configs.registry import Config, Tagged, Variant
 from curation.balancing import balancers
 from curation.filters import filters
+from curation.global_rules import global_rules
 from curation.scan import DEFAULT_MAX_IMAGE_PIXELS, InputShard
 from curation.sources import find_shards
 
@@ -29,6 +30,10 @@ class SourceConfig(Config):
 
     name: Name
     shards: str | tuple[str, ...]  # folder, glob, brace pattern, or a list of those
+    # Share of the dataset relative to the other sources with a weight (global_rules/source_mix.py).
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    # Samples of this source in the dataset at most.
+    cap: Annotated[int, Field(ge=0)] | None = None
 
     @property
     def patterns(self) -> tuple[str, ...]:
@@ -67,7 +72,9 @@ class CurateConfig(Config):
     output: str  # the dataset folder to make
     index_dir: str | None = None  # beside the tars; a folder where those are read-only
     sources: Annotated[tuple[SourceConfig, ...], Field(min_length=1)]
-    rules: tuple[Annotated[SerializeAsAny[Variant], Tagged(filters, balancers)], ...] = ()
+    rules: tuple[
+        Annotated[SerializeAsAny[Variant], Tagged(filters, global_rules, balancers)], ...
+    ] = ()
     write: WriteConfig = WriteConfig()
     stages: tuple[Stage, ...] = STAGES
     engine: EngineConfig = EngineConfig()

@@ -1,331 +1,364 @@
-"""Decide for every sample whether it is kept: two passes over the shards with one barrier.
+"""Decide for every sample whether it is kept: one pass over the shards a phase, barriers between.
 
-    match   (per shard)  filters in order; the balancer's entries of what they left; their counts
-    merge   (driver)     the pool's counts: a sum, in any order of shards
-    decide  (per shard)  keep probability, draw, verdict -> the decision table (docs/formats.md)
+    judge    (per shard)  apply the global rule of the phase before; filters in order; emit what the
+                          next global rule needs                -> partial/PHASE/..., decisions/...
+    solve    (driver)     the next global rule over the whole pool (global_rules/base.py)
+                                                                -> solved/LABEL-DIGEST/
 
-A filter sees only what no rule before it dropped; its values are null for the others. Results
-lie on disk and are used again while all that they depend on is the same: with another `t` nothing
-is matched again. A worker holds one shard.
+With no global rule that is one pass; with one, as a balancer, it is two. A rule sees only what no
+rule before it dropped; its values are null for the others. Results lie on disk under the digest of
+all that they depend on, and are used again while it is the same: with another `t` nothing is
+matched again. A worker holds one shard (or one partition of a rule), the driver a few bytes a
+shard.
 """
 
 from __future__ import annotations
 
 import json
-import os
+import shutil
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from configs import draws
 from configs.errors import DataError
-from curation.balancing import Balancer, balancers
+from configs.publish import publish_text
+from curation.balancing.base import ENTRIES, IntArray, read_counts, sparse_counts
 from curation.config import CurateConfig
 from curation.engine import Engine
-from curation.filters import filters
+from curation.global_rules import ShardPart, Solution
+from curation.global_rules.base import Place
 from curation.index import read_index_file
+from curation.rules import Phase, Rule, Rules
+from curation.verdicts import KEPT, Verdicts
 from curation.work import DECIDED, WorkFolder, digest_of, publish_table, read_metadata
 
-VERSION = 1
-NO_ENTRY = "no entry matched"
-BALANCED = "balanced away"
+SOLUTION = "solution.json"
 
 
 @dataclass(frozen=True)
-class Rules:
-    """The rules of a job in a form that travels to workers: JSON, built again there."""
+class Solved:
+    """A global rule, and where its solution lies."""
 
-    labels: tuple[str, ...]
-    sections: tuple[str, ...]  # each rule's configuration: what digests are made of
-    placed: tuple[str, ...]  # the same with absolute paths, for workers with another current folder
+    rule: Rule
+    folder: Path
 
-    @classmethod
-    def of(cls, config: CurateConfig) -> Rules:
-        """Return the rules of a configuration."""
-        trees = [rule.model_dump(mode="json") for rule in config.rules]
-        placed = [
-            {key: os.path.abspath(v) if isinstance(getattr(rule, key), Path) else v
-             for key, v in tree.items()}
-            for rule, tree in zip(config.rules, trees, strict=True)
-        ]  # fmt: skip
-        return cls(
-            tuple(config.rule_labels()),
-            tuple(map(json.dumps, trees)),
-            tuple(map(json.dumps, placed)),
-        )
-
-    def build(self) -> list[tuple[str, Any]]:
-        """Return (label, filter or balancer) in order."""
-        return list(zip(self.labels, map(_build, self.placed), strict=True))
-
-    @property
-    def balancer(self) -> tuple[str, Balancer] | None:
-        """The balancer and its label; it can only be the last rule."""
-        if self.sections and json.loads(self.sections[-1])["name"] in balancers:
-            return self.labels[-1], _build(self.placed[-1])
-        return None
-
-    @property
-    def match_digest(self) -> str:
-        """Digest of what the first pass depends on."""
-        balancer = self.balancer
-        local = self.sections[:-1] if balancer else self.sections
-        return digest_of(VERSION, self.labels, local, balancer and balancer[1].match_digest)
-
-
-def _build(section: str) -> Any:
-    tree = json.loads(section)
-    registry: Any = balancers if tree["name"] in balancers else filters
-    return registry.section(tree["name"]).model_validate(tree).build()
+    def read(self) -> Solution:
+        """Return the solution."""
+        return Solution(json.loads((self.folder / SOLUTION).read_text())["values"], self.folder)
 
 
 @dataclass(frozen=True, kw_only=True)
-class MatchTask:
-    """Judge one shard by all filters and match what is left."""
+class JudgeTask:
+    """Run one phase over one shard."""
 
-    shard: str
-    index: Path
-    index_digest: str
-    partial: Path
-    rules: Rules
-    match_digest: str
-
-    def __str__(self) -> str:
-        return self.shard
-
-    @property
-    def inputs_digest(self) -> str:
-        """Digest of all that the partial result depends on."""
-        return digest_of(self.index_digest, self.match_digest)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Matched:
-    """A shard's share of the pool's counts: ids of entries, and how many samples have each."""
-
-    num_samples: int
-    entries: npt.NDArray[np.int64]
-    counts: npt.NDArray[np.int64]
-
-
-def match_shard(task: MatchTask) -> Matched:
-    """Run the first pass over one shard, or read what an earlier run left of it."""
-    balancer = task.rules.balancer
-    column = f"{balancer[0]}.entries" if balancer else None
-    if read_metadata(task.partial).get("inputs") == task.inputs_digest:
-        table = pq.read_table(task.partial, columns=[column or "uid"], partitioning=None)
-    else:
-        table = judge_samples(read_index_file(task.index), task.rules.build())
-        publish_table(task.partial, table, {"inputs": task.inputs_digest})
-    if balancer is None:
-        nothing = np.zeros(0, np.int64)
-        return Matched(num_samples=table.num_rows, entries=nothing, counts=nothing)
-    entries, counts = _sparse_counts(table[column])
-    return Matched(num_samples=table.num_rows, entries=entries, counts=counts)
-
-
-def _sparse_counts(matched: pa.ChunkedArray) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    ids = matched.combine_chunks().drop_null().flatten().to_numpy(zero_copy_only=False)
-    entries, counts = np.unique(ids, return_counts=True)
-    return entries.astype(np.int64), counts.astype(np.int64)
-
-
-def judge_samples(samples: pa.Table, rules: Sequence[tuple[str, Any]]) -> pa.Table:
-    """Return the columns uid, key, verdict, reason, RULE.VALUE..., and RULE.entries of a balancer.
-
-    `reason` is that of the first failing filter, or the problem of an unreadable sample; `kept`
-    means that no filter dropped it, and the balancer has the last word.
-    """
-    samples = samples.combine_chunks()
-    reasons = samples["problem"].to_numpy(zero_copy_only=False).astype(object)
-    columns: dict[str, Any] = {"uid": samples["uid"], "key": samples["key"]}
-    values: dict[str, Any] = {}
-    for label, rule in rules:
-        alive = np.array([reason is None for reason in reasons], dtype=bool)
-        left = samples.filter(pa.array(alive)).combine_chunks()
-        rows = pa.array(np.cumsum(alive) - 1, mask=~alive)  # null where a sample is out already
-        if hasattr(rule, "match"):
-            values[f"{label}.entries"] = rule.match(left).take(rows)
-            continue
-        judgement = rule(left)
-        for name, value in judgement.values.items():
-            values[f"{label}.{name}"] = value.take(rows)
-        failed = judgement.reasons.to_pylist()
-        reasons[alive] = [reason and f"{label}/{reason}" for reason in failed]
-    is_readable = samples["problem"].is_null().to_numpy()
-    verdicts = np.where([reason is None for reason in reasons], "kept", "dropped").astype(object)
-    verdicts[~is_readable] = "unreadable"
-    columns["verdict"] = pa.array(verdicts, pa.string())
-    return pa.table({**columns, "reason": pa.array(reasons, pa.string()), **values})
-
-
-@dataclass(frozen=True, kw_only=True)
-class DecideTask:
-    """Draw, and write the decision table of one shard."""
-
-    shard: str
-    partial: Path
-    decisions: Path
-    counts: Path
-    counts_digest: str
-    rules: Rules
+    place: Place  # partial: what the phase before left of it
+    result: Path
+    result_digest: str  # of all that the result depends on
+    solved: Solved | None  # the global rule before this phase
+    phase: Phase
     seed: int
-    inputs_digest: str
+    entries: str | None  # last phase: the balancer's column of entry ids
 
     def __str__(self) -> str:
-        return self.shard
+        return str(self.place)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decided:
-    """A shard's counts by verdict and reason, and of the entries of its kept samples."""
+class Judged:
+    """What a phase left of a shard."""
 
     num_samples: int
-    num_kept: int
-    reasons: dict[str, int]
-    entries: npt.NDArray[np.int64]
-    counts: npt.NDArray[np.int64]
+    num_left: int
+    reasons: dict[str, int]  # reason or problem -> samples that are out
+    entries: tuple[IntArray, IntArray] | None = None  # last phase: of the kept samples; id, count
 
 
-def decide_shard(task: DecideTask) -> Decided:
-    """Run the second pass over one shard, or read what an earlier run decided."""
-    balancer = task.rules.balancer
-    if read_metadata(task.decisions).get("inputs") == task.inputs_digest:
-        table = pq.read_table(task.decisions, partitioning=None).combine_chunks()
+def judge_shard(task: JudgeTask) -> Judged:
+    """Run one phase over one shard, or read what an earlier run left of it."""
+    names = ["verdict", "reason", *([task.entries] if task.entries else [])]
+    if read_metadata(task.result).get("inputs") == task.result_digest:
+        table = pq.read_table(task.result, columns=names, partitioning=None)
     else:
-        partial = pq.read_table(task.partial, partitioning=None).combine_chunks()
-        counts = _read_counts(task.counts, task.counts_digest) if balancer else None
-        table = draw_samples(partial, balancer, counts, task.seed)
-        publish_table(task.decisions, table, {"inputs": task.inputs_digest})
-    kept = pc.equal(table["verdict"], "kept")
-    reasons = Counter(table["reason"].drop_null().to_pylist())
-    entries = counts_kept = np.zeros(0, np.int64)
-    if balancer:
-        entries, counts_kept = _sparse_counts(table[f"{balancer[0]}.entries"].filter(kept))
-    return Decided(
+        table = _judge(task)
+        publish_table(task.result, table, {"inputs": task.result_digest})
+    is_kept = pc.equal(table["verdict"], KEPT)
+    return Judged(
         num_samples=table.num_rows,
-        num_kept=int(pc.sum(kept).as_py() or 0),
-        reasons=dict(sorted(reasons.items())),
-        entries=entries,
-        counts=counts_kept,
+        num_left=int(pc.sum(is_kept).as_py() or 0),
+        reasons=dict(sorted(Counter(table["reason"].drop_null().to_pylist()).items())),
+        entries=sparse_counts(table[task.entries].filter(is_kept)) if task.entries else None,
     )
 
 
-@lru_cache(maxsize=1)
-def _read_counts(path: Path, digest: str) -> npt.NDArray[np.int64]:
-    counts: npt.NDArray[np.int64] = np.load(path, allow_pickle=False)
-    return counts
+def _judge(task: JudgeTask) -> pa.Table:
+    index = read_index_file(task.place.index, digest=task.place.index_digest)
+    if task.solved is None:
+        verdicts = Verdicts(index)
+    else:
+        table = pq.read_table(task.place.partial, partitioning=None).combine_chunks()
+        verdicts = Verdicts(index, table)
+        label, rule = task.solved.rule.label, task.solved.rule.build()
+        part = ShardPart(task.place, label=label, seed=task.seed, table=table)
+        verdicts.judge(label, rule.apply(part, task.solved.read()))
+        verdicts.drop_scratch(label)
+    for spec in task.phase.filters:
+        verdicts.judge(spec.label, spec.build()(verdicts.left()))
+    last = task.phase.ends_with
+    if last is not None:
+        verdicts.add(last.label, last.build().emit(verdicts.left()))
+    return verdicts.table(is_final=last is None)
 
 
-def draw_samples(
-    partial: pa.Table,
-    balancer: tuple[str, Balancer] | None,
-    counts: npt.NDArray[np.int64] | None,
-    seed: int,
-) -> pa.Table:
-    """Return the decision table of a shard from its first pass and the pool's counts."""
-    num_samples = partial.num_rows
-    reasons = partial["reason"].to_numpy(zero_copy_only=False).astype(object)
-    probability = np.full(num_samples, np.nan)
-    draw = np.full(num_samples, np.nan)
-    verdicts = partial["verdict"].to_numpy(zero_copy_only=False).astype(object)
-    is_drawn = (verdicts == "kept") & (balancer is not None)
-    if balancer is not None and is_drawn.any():
-        label, rule = balancer
-        assert counts is not None
-        mask = pa.array(is_drawn)
-        matched = partial[f"{label}.entries"].filter(mask).combine_chunks()
-        words = draws.uid_words(partial["uid"].filter(mask).to_pylist())
-        chosen = rule.keep_probability(matched, counts)
-        drawn = draws.uniform(seed, f"{label}/draw", *words)
-        probability[is_drawn], draw[is_drawn] = chosen, drawn
-        has_entry = matched.value_lengths().to_numpy(zero_copy_only=False) > 0
-        why = np.where(has_entry, f"{label}/{BALANCED}", f"{label}/{NO_ENTRY}").astype(object)
-        why[drawn < chosen] = None
-        reasons[is_drawn] = why
-        verdicts[is_drawn] = np.where(drawn < chosen, "kept", "dropped")
-    table = partial.drop_columns(["verdict", "reason"])
-    table = table.add_column(2, "verdict", pa.array(verdicts, pa.string()))
-    table = table.add_column(3, "reason", pa.array(reasons, pa.string()))
-    table = table.append_column("keep_probability", pa.array(probability, mask=~is_drawn))
-    return table.append_column("draw", pa.array(draw, mask=~is_drawn))
+@dataclass(frozen=True)
+class _PartTask:
+    place: Place
+    label: str
+    seed: int
+    function: Callable[[ShardPart, Any], Any]
+    argument: Any
+
+    def __str__(self) -> str:
+        return str(self.place)
+
+
+@dataclass(frozen=True)
+class _OwnTask:
+    function: Callable[[Any], Any]
+    task: Any
+
+    def __str__(self) -> str:
+        return str(self.task)
+
+
+@dataclass(frozen=True)
+class _Value:
+    num_samples: int
+    value: Any
+
+
+def _run_part(task: _PartTask) -> _Value:
+    part = ShardPart(task.place, label=task.label, seed=task.seed)
+    return _Value(part.num_samples, task.function(part, task.argument))
+
+
+def _run_own(task: _OwnTask) -> _Value:
+    return _Value(0, task.function(task.task))
+
+
+class _Lazily(Sequence[Any]):
+    """Tasks made when they are asked for: a million of them need not lie in the driver's memory."""
+
+    def __init__(self, num_tasks: int, make: Callable[[int], Any]) -> None:
+        self._num_tasks, self._make = num_tasks, make
+
+    def __len__(self) -> int:
+        return self._num_tasks
+
+    def __getitem__(self, position: Any) -> Any:
+        if not 0 <= position < self._num_tasks:
+            raise IndexError(position)
+        return self._make(position)
+
+
+class EnginePool:
+    """The pool of a global rule (global_rules.base.Pool) on an engine."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        places: Sequence[Place],
+        *,
+        label: str,
+        seed: int,
+        folder: Path,
+        num_samples: int,
+    ) -> None:
+        self.label, self.seed, self.folder = label, seed, folder
+        self.num_samples, self.num_shards = num_samples, len(places)
+        self._engine, self._places = engine, places
+
+    def map(
+        self, function: Callable[[ShardPart, Any], Any], argument: Any, *, step: str
+    ) -> Iterator[tuple[int, Any]]:
+        """See Pool."""
+        tasks = _Lazily(
+            len(self._places),
+            lambda i: _PartTask(self._places[i], self.label, self.seed, function, argument),
+        )
+        for position, done in self._engine.map(_run_part, tasks, label=f"{self.label}: {step}"):
+            yield self._places[position].number, done.value
+
+    def run(
+        self, function: Callable[[Any], Any], tasks: Sequence[Any], *, step: str, unit: str
+    ) -> Iterator[tuple[int, Any]]:
+        """See Pool."""
+        own = _Lazily(len(tasks), lambda i: _OwnTask(function, tasks[i]))
+        label = f"{self.label}: {step}"
+        for position, done in self._engine.map(_run_own, own, label=label, unit=unit):
+            yield position, done.value
+
+
+def _solve(rule: Rule, places: Sequence[Place], inputs: str, num_samples: int, job: _Job) -> Solved:
+    """Solve a global rule, unless that is done; `inputs` is the digest of what it sees."""
+    digest = digest_of(inputs, rule.label, rule.solve_digest, job.config.seed)
+    folder = job.work.solved(rule.label, digest)
+    path = folder / SOLUTION
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        pool = EnginePool(
+            job.engine,
+            places,
+            label=rule.label,
+            seed=job.config.seed,
+            folder=folder,
+            num_samples=num_samples,
+        )
+        values = rule.build().solve(pool)
+        publish_text(path, json.dumps({"inputs": digest, "values": values}, allow_nan=False) + "\n")
+    for other in job.work.solutions(rule.label):
+        if other != folder:
+            shutil.rmtree(other)
+    return Solved(rule, folder)
+
+
+@dataclass(frozen=True)
+class _Job:
+    config: CurateConfig
+    work: WorkFolder
+    engine: Engine
 
 
 def decide(config: CurateConfig, scanned: pa.Table, inputs: str, engine: Engine) -> pa.Table:
     """Decide for all samples of the scanned shards; return one row a shard (work.DECIDED)."""
-    work = WorkFolder(config.work_dir)
+    job = _Job(config, WorkFolder(config.work_dir), engine)
     rules = Rules.of(config)
-    match_digest = rules.match_digest
+    after = _EntryCounts(rules.balancer)
     shards = [row for row in scanned.to_pylist() if row["quarantined"] is None]
-    matching = [_match_task(row, work, rules, match_digest) for row in shards]
-    balancer = rules.balancer
-    counts = np.zeros(len(balancer[1].entries) if balancer else 0, np.int64)
-    for _, matched in engine.map(match_shard, matching, label="match"):
-        counts[matched.entries] += matched.counts
-    counts_digest = work.publish_counts(counts)
-    deciding = [
-        DecideTask(
-            shard=task.shard,
-            partial=task.partial,
-            decisions=work.decisions(row["source"], row["shard"]),
-            counts=work.counts,
-            counts_digest=counts_digest,
-            rules=rules,
-            seed=config.seed,
-            inputs_digest=digest_of(task.inputs_digest, rules.sections, config.seed, counts_digest),
+    digests = [row["index_digest"] for row in shards]
+    solved: Solved | None = None
+    solutions: dict[str, Any] = {}
+    for number, phase in enumerate(rules.phases):
+        digests = [
+            digest_of(digest, solved and solved.folder.name, phase.digest) for digest in digests
+        ]
+        judged = _run_phase(job, shards, digests, (number, phase), solved, after)
+        if phase.ends_with is None:
+            break
+        places = _Lazily(len(shards), partial(_place, job.work, shards, number))
+        names = [(row["source"], row["shard"]) for row in shards]
+        solved = _solve(
+            phase.ends_with,
+            places,
+            digest_of(sorted(zip(names, digests, strict=True))),
+            sum(part.num_left for part in judged),
+            job,
         )
-        for task, row in zip(matching, shards, strict=True)
+        solutions[phase.ends_with.label] = solved.read().values
+        after.take(solved)
+    rows = [
+        _summary(job.work, row, digest, part)
+        for row, digest, part in zip(shards, digests, judged, strict=True)
     ]
-    after = np.zeros_like(counts)
-    rows: list[dict[str, Any]] = [{} for _ in deciding]
-    for position, decided in engine.map(decide_shard, deciding, label="decide"):
-        after[decided.entries] += decided.counts
-        rows[position] = _summary(shards[position], deciding[position], decided)
-    if balancer:
-        _publish_entry_counts(work, balancer[1].entries, counts, after)
-    return work.publish_summary("decided", DECIDED, rows, inputs)
+    publish_text(job.work.solutions_file, json.dumps(solutions, indent=1, sort_keys=True) + "\n")
+    after.publish(job.work.entry_counts)
+    return job.work.publish_summary("decided", DECIDED, rows, inputs)
 
 
-def _match_task(row: dict[str, Any], work: WorkFolder, rules: Rules, digest: str) -> MatchTask:
-    return MatchTask(
-        shard=row["path"],
+class _EntryCounts:
+    """Counts of the balancer's entries before and after: of its pool, and of the kept samples."""
+
+    def __init__(self, balancer: Rule | None) -> None:
+        self._balancer = balancer
+        self._before = self._after = np.zeros(0, np.int64)
+
+    @property
+    def column(self) -> str | None:
+        """The column of entry ids in the decision tables; None without a balancer."""
+        return f"{self._balancer.label}.{ENTRIES}" if self._balancer else None
+
+    def take(self, solved: Solved) -> None:
+        """Take the counts of the pool, where it is the balancer that was solved."""
+        if solved.rule == self._balancer:
+            self._before = read_counts(solved.folder)
+            self._after = np.zeros(len(self._before), np.int64)
+
+    def add(self, judged: Judged) -> Judged:
+        """Add the counts of a shard's kept samples; return the rest."""
+        if judged.entries is not None:
+            ids, counts = judged.entries
+            self._after[ids] += counts
+        return replace(judged, entries=None)
+
+    def publish(self, path: Path) -> None:
+        """Publish the table of all entries."""
+        if self._balancer is not None:
+            table = self._balancer.build().entry_table()
+            table = table.append_column("before", pa.array(self._before))
+            publish_table(path, table.append_column("after", pa.array(self._after)))
+
+
+def _run_phase(
+    job: _Job,
+    shards: Sequence[dict[str, Any]],
+    digests: Sequence[str],
+    numbered: tuple[int, Phase],
+    solved: Solved | None,
+    after: _EntryCounts,
+) -> list[Judged]:
+    number, phase = numbered
+
+    def make(i: int) -> JudgeTask:
+        row = shards[i]
+        where = job.work.partial(number, row["source"], row["shard"])
+        return JudgeTask(
+            place=_place(job.work, shards, number - 1, i),
+            result=where if phase.ends_with else job.work.decisions(row["source"], row["shard"]),
+            result_digest=digests[i],
+            solved=solved,
+            phase=phase,
+            seed=job.config.seed,
+            entries=None if phase.ends_with else after.column,
+        )
+
+    step = phase.ends_with.label if phase.ends_with else "decide"
+    judged: list[Any] = [None] * len(shards)
+    for position, part in job.engine.map(judge_shard, _Lazily(len(shards), make), label=step):
+        judged[position] = after.add(part)
+    return judged
+
+
+def _place(work: WorkFolder, shards: Sequence[dict[str, Any]], phase: int, number: int) -> Place:
+    row = shards[number]
+    return Place(
+        number=number,
+        source=row["source"],
+        shard=row["shard"],
         index=Path(row["index"]),
         index_digest=row["index_digest"],
-        partial=work.partial(row["source"], row["shard"]),
-        rules=rules,
-        match_digest=digest,
+        partial=work.partial(phase, row["source"], row["shard"]),
     )
 
 
-def _summary(shard: dict[str, Any], task: DecideTask, decided: Decided) -> dict[str, Any]:
-    if decided.num_samples != shard["num_samples"]:
+def _summary(
+    work: WorkFolder, shard: dict[str, Any], digest: str, judged: Judged
+) -> dict[str, Any]:
+    if judged.num_samples != shard["num_samples"]:
         raise DataError(
-            f"{shard['index']}: {decided.num_samples} rows, {shard['num_samples']} when scanned. "
+            f"{shard['index']}: {judged.num_samples} rows, {shard['num_samples']} when scanned. "
             "It changed since: run the scan again (`stages=[scan]`)."
         )
     return {
         **{name: shard[name] for name in DECIDED.names if name in shard},
-        "decisions": str(task.decisions),
-        "inputs_digest": task.inputs_digest,
-        "num_kept": decided.num_kept,
-        "reasons": json.dumps(decided.reasons),
+        "decisions": str(work.decisions(shard["source"], shard["shard"])),
+        "inputs_digest": digest,
+        "num_kept": judged.num_left,
+        "reasons": json.dumps(judged.reasons),
     }
-
-
-def _publish_entry_counts(
-    work: WorkFolder,
-    entries: list[str],
-    before: npt.NDArray[np.int64],
-    after: npt.NDArray[np.int64],
-) -> None:
-    columns = {"entry": pa.array(entries, pa.string()), "before": before, "after": after}
-    publish_table(work.entry_counts, pa.table(columns))

@@ -24,11 +24,12 @@ from configs.errors import DataError, UsageError
 from configs.publish import publish_text
 from curation.balancing.metadata import load_metadata
 from curation.config import CurateConfig, find_inputs
-from curation.decide import Rules, decide
+from curation.decide import decide
 from curation.engine import Engine
 from curation.index import remove_index_leftovers
 from curation.manifest import Manifest, manifest_of_tars, read_manifest
 from curation.report import count_verdicts, make_report
+from curation.rules import Rules
 from curation.scan import InputShard, ScanTask, scan_shard
 from curation.sources import find_shards, fixed_folder
 from curation.work import DECIDED, SCANNED, WorkFolder, digest_of, publish_table
@@ -75,9 +76,8 @@ def curate(config: CurateConfig) -> CurationReport:
     work = WorkFolder(config.work_dir)
     work.remove_leftovers()
     scan_inputs = _scan_inputs(config)
-    rules = Rules.of(config)
-    rules.build()  # a factory refuses a file that its keywords name and is not there
-    decide_inputs = digest_of(scan_inputs, rules.match_digest, rules.sections, config.seed)
+    rules = Rules.of(config)  # a factory refuses a file that its keywords name and is not there
+    decide_inputs = digest_of(scan_inputs, rules.digest, config.seed)
     decided = manifest = content = None
     with Engine(config.engine) as engine:
         if "scan" in config.stages:
@@ -203,19 +203,18 @@ def dry_run(config: CurateConfig) -> str:
     _check(config)
     lines = []
     shards = find_inputs(config)
-    Rules.of(config).build()
+    rules = Rules.of(config)
     for source in sorted({shard.source for shard in shards}):
         sizes = [s.path.stat().st_size for s in shards if s.source == source]
         lines.append(f"source {source}: {len(sizes):,} shards, {sum(sizes) / 1e6:,.1f} MB")
-    balancer = Rules.of(config).balancer
+    balancer = rules.balancer
     if balancer:
         tree = config.rules[-1].model_dump(mode="json")
         entries = load_metadata(tree["metadata"])
-        lines.append(f"{balancer[0]}: {len(entries):,} entries in {tree['metadata']}")
-    rules = ", ".join(config.rule_labels()) or "none"
+        lines.append(f"{balancer.label}: {len(entries):,} entries in {tree['metadata']}")
     per_block, per_shard = config.write.shards_per_block, config.write.samples_per_shard
     lines += [
-        f"rules, in order: {rules}",
+        f"rules, in order: {', '.join(rules.labels) or 'none'}",
         f"{len(shards):,} shards make {-(-len(shards) // per_block):,} block(s) of up to "
         f"{per_block:,}; samples are shuffled within a block and written {per_shard:,} to a shard",
         f"dataset: {config.output}; decisions and partial results: {config.work_dir}",

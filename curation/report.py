@@ -24,10 +24,10 @@ from configs import draws
 from configs.errors import DataError
 from curation.balancing.metadata import metadata_digest
 from curation.config import CurateConfig
-from curation.decide import Rules
 from curation.engine import Engine
 from curation.index import read_index_file
 from curation.manifest import software_version
+from curation.rules import Rules
 from curation.words import WordCounts, frequency_curve, words_of
 from curation.work import WorkFolder, read_decisions
 
@@ -276,7 +276,7 @@ def _funnel(config: CurateConfig, counts: Mapping[str, Any]) -> list[dict[str, A
     """Return what is left after each rule, in order; the first step is reading."""
     left = counts["num_read"] - counts["num_unreadable"]
     steps = [{"rule": "read", "remaining": left, "dropped": counts["unreadable"]}]
-    for label in config.rule_labels():
+    for label in Rules.of(config).labels:
         dropped = {
             reason.split("/", 1)[1]: n
             for reason, n in counts["dropped"].items()

@@ -2,8 +2,9 @@
 
 OUTPUT.work/
     scanned.parquet          scan: one row an input shard
-    partial/SOURCE/SHARD     decide: filters judged, entries matched; waiting for the pool's counts
-    counts.npy               decide: samples of the pool that have each entry
+    partial/PHASE/SOURCE/SHARD   decide: verdicts up to a global rule, and what that rule needs
+    solved/LABEL-DIGEST/     decide: the solution of a global rule (solution.json, files of its own)
+    solutions.json           decide: label -> solution, of all global rules
     decisions/SOURCE/SHARD   decide: one row a sample
     decided.parquet          decide: one row an input shard
     entry_counts.parquet     decide: entry, before, after
@@ -18,7 +19,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -104,12 +104,21 @@ class WorkFolder:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.counts = folder / "counts.npy"
+        self.solutions_file = folder / "solutions.json"
         self.entry_counts = folder / "entry_counts.parquet"
 
-    def partial(self, source: str, shard: str) -> Path:
-        """Return where the partial decisions of an input shard lie."""
-        return self.folder / "partial" / source / f"{shard.removesuffix('.tar')}.parquet"
+    def partial(self, phase: int, source: str, shard: str) -> Path:
+        """Return where the partial decisions of an input shard lie after a phase of the rules."""
+        stem = shard.removesuffix(".tar")
+        return self.folder / "partial" / str(phase) / source / f"{stem}.parquet"
+
+    def solved(self, label: str, digest: str) -> Path:
+        """Return the folder for the solution of a global rule."""
+        return self.folder / "solved" / f"{label}-{digest[:32]}"
+
+    def solutions(self, label: str) -> list[Path]:
+        """Return the folders of all solutions of a global rule."""
+        return sorted((self.folder / "solved").glob(f"{label}-{'[0-9a-f]' * 32}"))
 
     def decisions(self, source: str, shard: str) -> Path:
         """Return where the decisions of an input shard lie."""
@@ -142,12 +151,6 @@ class WorkFolder:
                 "or leave `stages` out: all run then, and nothing that is done is repeated."
             )
         return pq.read_table(path, partitioning=None)
-
-    def publish_counts(self, counts: Any) -> str:
-        """Publish the pool's entry counts; return their digest."""
-        with published_file(self.counts) as file:
-            np.save(file, counts)
-        return hashlib.sha256(counts.tobytes()).hexdigest()
 
     def remove_leftovers(self) -> None:
         """Remove the temporary files of killed runs."""

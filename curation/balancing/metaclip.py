@@ -13,16 +13,17 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from pydantic import Field
 
-from curation.balancing.base import Balancer, balancers
+from curation.balancing.base import Balancer, FloatArray, IntArray, balancers
 from curation.balancing.matching import EntryMatcher
 from curation.balancing.metadata import load_metadata, metadata_digest
+from curation.global_rules.base import Pool
 
 
 def entry_probability(counts: npt.ArrayLike, t: float) -> npt.NDArray[np.float64]:
@@ -55,7 +56,7 @@ def _matcher(path: str, digest: str) -> EntryMatcher:
     return EntryMatcher(_entries(path, digest))
 
 
-class _MetaClip:
+class _MetaClip(Balancer):
     def __init__(self, metadata: str, t: float) -> None:
         self._file = (metadata, metadata_digest(metadata))
         self._t = t
@@ -65,17 +66,22 @@ class _MetaClip:
         return _entries(*self._file)
 
     @property
-    def match_digest(self) -> str:
+    def emit_digest(self) -> str:
         return f"metaclip {self._file[1]}"
+
+    @property
+    def solve_digest(self) -> str:
+        return f"{self._t}"
 
     def match(self, samples: pa.Table) -> pa.Array:
         ids = _matcher(*self._file).match(samples["caption"].to_pylist())
         return pa.array(ids, pa.list_(pa.int32()))
 
-    def keep_probability(
-        self, matched: pa.Array, counts: npt.NDArray[np.int64]
-    ) -> npt.NDArray[np.float64]:
-        return keep_probability(matched, entry_probability(counts, self._t))
+    def threshold(self, pool: Pool, counts: IntArray) -> dict[str, Any]:
+        return {"t": self._t}
+
+    def keep_probability(self, matched: pa.Array, counts: IntArray, t: float) -> FloatArray:
+        return keep_probability(matched, entry_probability(counts, t))
 
 
 @balancers.register("metaclip")

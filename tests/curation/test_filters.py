@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curation.decide import judge_samples
 from curation.filters import filters
+from curation.verdicts import judge_samples
 
 CAPTIONS = ["", "one", "two words", "three words here", "a b c d e"]
 
