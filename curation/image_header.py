@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from PIL import Image
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 # Most headers end in the first; a long EXIF block or colour profile needs the second.
 _PREFIX_BYTES = (4096, 65536)
 # A header that does not end within this many bytes is not one.
@@ -47,16 +48,23 @@ def read_image_size(
 def _size(data: bytes) -> tuple[int, int] | None:
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return _webp_size(data)
-    # Pillow's own limit warns or raises by a global; here the caller's limit counts.
-    with _LOCK:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    with no_pillow_limit():
         try:
-            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 return image.size
         except (
             Exception
         ):  # a hostile header may raise anything in a parser: each is "cannot be read"
             return None
+
+
+@contextmanager
+def no_pillow_limit() -> Iterator[None]:
+    """Lift Pillow's own limit of pixels, a global that warns or raises: the caller's counts."""
+    with _LOCK:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
         finally:
             Image.MAX_IMAGE_PIXELS = limit
 

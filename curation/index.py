@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from configs.errors import DataError
 from configs.publish import published_file
 from curation.shards import SpanReader
 
-VERSION = 1
+VERSION = 2
 _METADATA_KEY = b"pairmill"
 _FINGERPRINT_BYTES = 64 << 10
 _LEFTOVER_SECONDS = 3600
@@ -61,6 +61,9 @@ class IndexInfo:
     fingerprint: str | None = None  # of the tar (see `fingerprint_of`): is it still the same one?
     plan: str | None = None  # of a shard that write.py made: the digest of what decided its content
     digest: str | None = None  # of a shard that write.py made: xxh3-128 of the tar
+    # xxh3-128 of what SCHEMA holds, and of each other column (columns.py, scores): write_index's.
+    content: str = ""
+    columns: dict[str, str] = field(default_factory=dict)
     version: int = VERSION
 
 
@@ -82,11 +85,32 @@ def fingerprint_of(reader: SpanReader) -> str:
     return hasher.hexdigest()
 
 
-def write_index(path: Path, samples: pa.Table, info: IndexInfo) -> None:
-    """Publish the index of one shard; `samples` has the columns of SCHEMA."""
+def write_index(path: Path, samples: pa.Table, info: IndexInfo) -> IndexInfo:
+    """Publish the index of one shard; `samples` has the columns of SCHEMA, and any others behind.
+
+    Return `info` with the digests of the content.
+    """
+    base = samples.select(SCHEMA.names)
+    others = [name for name in samples.column_names if name not in SCHEMA.names]
+    identity = (info.source, info.shard, info.num_bytes, info.fingerprint, info.plan)
+    info = replace(
+        info,
+        content=_content_digest(base, *identity),
+        columns={name: _content_digest(samples.select([name])) for name in sorted(others)},
+    )
     metadata = {_METADATA_KEY: json.dumps(asdict(info), sort_keys=True).encode()}
     with published_file(path) as file:
         pq.write_table(samples.replace_schema_metadata(metadata), file, compression="zstd")
+    return info
+
+
+def _content_digest(table: pa.Table, *others: object) -> str:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema.remove_metadata()) as stream:
+        stream.write_table(table.replace_schema_metadata(None).combine_chunks())
+    hasher = xxhash.xxh3_128(json.dumps(others).encode())
+    hasher.update(sink.getvalue())
+    return hasher.hexdigest()
 
 
 def info_of(schema: pa.Schema) -> IndexInfo | None:
@@ -130,9 +154,19 @@ def read_index(shard_path: Path | str, columns: list[str] | None = None) -> pa.T
     return read_index_file(index_path(shard_path), columns)
 
 
-def digest_of_index(path: Path) -> str:
-    """Return the xxh3-128 (hex) of an index file: what the later stages know it by."""
-    return xxhash.xxh3_128_hexdigest(path.read_bytes())
+def digest_of_index(info: IndexInfo, columns: Iterable[str] = ()) -> str:
+    """Return what the later stages know an index by: the digest of its content, then NAME=DIGEST
+    of each column that they use besides SCHEMA.
+
+    A column that another job adds changes nothing in it.
+    """
+    return " ".join([info.content, *(f"{name}={info.columns[name]}" for name in sorted(columns))])
+
+
+def _has_digest(info: IndexInfo, digest: str) -> bool:
+    content, *columns = digest.split(" ")
+    used = (column.rpartition("=") for column in columns)
+    return info.content == content and all(info.columns.get(n) == d for n, _, d in used)
 
 
 def read_index_file(
@@ -148,19 +182,20 @@ def read_index_file(
             f"{path}: there is no such index. Every shard needs one beside it: "
             f"make it with `pairmill index {path.parent}`."
         )
-    if digest is not None and digest_of_index(path) != digest:
-        raise DataError(
-            f"{path} is not the index that was decided on: its shard was scanned again since. "
-            "Decide again: `stages=[decide]`, or leave `stages` out."
-        )
     try:
         table = pq.read_table(path, columns=columns, partitioning=None)
     except (OSError, pa.ArrowException) as error:
         raise DataError(_broken(path, str(error))) from None
     missing = [name for name in columns or SCHEMA.names if name not in table.column_names]
-    if missing or info_of(table.schema) is None:
+    info = info_of(table.schema)
+    if missing or info is None:
         lacks = f"it lacks {', '.join(missing)}" if missing else f"it is not of version {VERSION}"
         raise DataError(_broken(path, lacks))
+    if digest is not None and not _has_digest(info, digest):
+        raise DataError(
+            f"{path} is not the index that was decided on: its shard was scanned again since. "
+            "Decide again: `stages=[decide]`, or leave `stages` out."
+        )
     return table.combine_chunks()
 
 

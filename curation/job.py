@@ -26,6 +26,7 @@ from curation.balancing.metadata import load_metadata
 from curation.config import CurateConfig, find_inputs
 from curation.decide import decide
 from curation.engine import Engine
+from curation.filters.base import needs_of
 from curation.index import remove_index_leftovers
 from curation.manifest import Manifest, manifest_of_tars, read_manifest
 from curation.report import count_verdicts, make_report
@@ -75,13 +76,14 @@ def curate(config: CurateConfig) -> CurationReport:
     shards = find_inputs(config) if "scan" in config.stages else []
     work = WorkFolder(config.work_dir)
     work.remove_leftovers()
-    scan_inputs = _scan_inputs(config)
     rules = Rules.of(config)  # a factory refuses a file that its keywords name and is not there
+    columns = needs_of(rule.build() for rule in rules.rules)
+    scan_inputs = _scan_inputs(config, columns)
     decide_inputs = digest_of(scan_inputs, rules.digest, config.seed)
     decided = manifest = content = None
     with Engine(config.engine) as engine:
         if "scan" in config.stages:
-            scanned = scan(config, shards, engine, scan_inputs)
+            scanned = scan(config, shards, columns, engine, scan_inputs)
         else:
             scanned = work.read_summary("scanned", stage="scan", inputs=scan_inputs)
         if "decide" in config.stages:
@@ -98,11 +100,16 @@ def curate(config: CurateConfig) -> CurationReport:
 
 
 def scan(
-    config: CurateConfig, shards: Sequence[InputShard], engine: Engine, inputs: str
+    config: CurateConfig,
+    shards: Sequence[InputShard],
+    columns: tuple[str, ...],
+    engine: Engine,
+    inputs: str,
 ) -> pa.Table:
-    """Make the missing indexes; return one row a shard (work.SCANNED)."""
+    """Make the missing indexes with the `columns` that rules need; one row a shard (SCANNED)."""
     remove_index_leftovers({shard.index.parent for shard in shards})
-    tasks = [ScanTask(input=s, max_image_pixels=config.max_image_pixels) for s in shards]
+    limit = config.max_image_pixels
+    tasks = [ScanTask(input=s, max_image_pixels=limit, columns=columns) for s in shards]
     rows: list[dict[str, Any]] = [{} for _ in tasks]
     for position, scanned in engine.map(scan_shard, tasks, label="scan"):
         shard, info = shards[position], scanned.info
@@ -148,10 +155,10 @@ def report(
     return content
 
 
-def _scan_inputs(config: CurateConfig) -> str:
+def _scan_inputs(config: CurateConfig, columns: tuple[str, ...]) -> str:
     sources = [[source.name, source.patterns] for source in config.sources]
     tables = [SCANNED.names, DECIDED.names]  # an older pairmill's are made anew
-    return digest_of(sorted(sources), config.index_dir, config.max_image_pixels, tables)
+    return digest_of(sorted(sources), config.index_dir, config.max_image_pixels, columns, tables)
 
 
 def _counts(scanned: pa.Table, decided: pa.Table | None) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Scan one shard: read its tar headers, captions and image headers, and publish its index.
 
 Every sample gets a row. One that cannot be used says why in `problem`, so that all that was read
-is accounted for. No image is decoded.
+is accounted for. An image is read whole, or decoded, only where a rule needs it (columns.py).
 """
 
 from __future__ import annotations
@@ -15,12 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from configs.errors import DataError, UsageError
+from curation.columns import compute_columns
 from curation.image_header import read_image_size
 from curation.index import (
     IndexInfo,
     digest_of_index,
     fingerprint_of,
+    read_index_file,
     read_index_info,
     table_of_rows,
     write_index,
@@ -77,6 +81,7 @@ class ScanTask:
 
     input: InputShard
     max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS
+    columns: tuple[str, ...] = ()  # what the rules need besides (columns.py)
 
     def __str__(self) -> str:
         return str(self.input)
@@ -87,7 +92,7 @@ class Scanned:
     """What a scan found. `quarantined` says why nothing of the shard could be read."""
 
     info: IndexInfo
-    index_digest: str = ""  # xxh3-128 of the index file
+    index_digest: str = ""  # of what the job uses of the index (index.digest_of_index)
     quarantined: str | None = None
 
     @property
@@ -113,8 +118,13 @@ def scan_shard(task: ScanTask) -> Scanned:
         with SpanReader(shard.path) as reader:
             known = read_index_info(shard.index)
             if known is not None and _is_current(known, task, reader):
-                return Scanned(info=known, index_digest=digest_of_index(shard.index))
+                if not set(task.columns) <= set(known.columns):
+                    known = _add_columns(task, reader, known)
+                return Scanned(info=known, index_digest=digest_of_index(known, task.columns))
             rows, info = _scan(task, reader)
+            table = table_of_rows(rows)
+            for name, column in compute_columns(reader, table, task.columns).items():
+                table = table.append_column(name, column)
     except OSError as error:
         why = error.strerror or str(error)
         if error.errno in _UNREADABLE:
@@ -125,14 +135,27 @@ def scan_shard(task: ScanTask) -> Scanned:
         ) from None
     if not rows and info.damage and "not a tar file" in info.damage:
         return _quarantined(task, info.num_bytes, info.damage)
+    info = _publish(shard.index, table, info)
+    return Scanned(info=info, index_digest=digest_of_index(info, task.columns))
+
+
+def _publish(path: Path, table: pa.Table, info: IndexInfo) -> IndexInfo:
     try:
-        write_index(shard.index, table_of_rows(rows), info)
+        return write_index(path, table, info)
     except OSError as error:
         raise DataError(
-            f"{shard.index}: the index cannot be written ({error.strerror}). "
+            f"{path}: the index cannot be written ({error.strerror}). "
             "Free some space, or where the tars are read-only set index_dir: to a folder."
         ) from None
-    return Scanned(info=info, index_digest=digest_of_index(shard.index))
+
+
+def _add_columns(task: ScanTask, reader: SpanReader, info: IndexInfo) -> IndexInfo:
+    """Add the columns that a good index lacks; all that it holds stays."""
+    table = read_index_file(task.input.index, None)
+    lacking = [name for name in task.columns if name not in info.columns]
+    for name, column in compute_columns(reader, table, lacking).items():
+        table = table.append_column(name, column)
+    return _publish(task.input.index, table, info)
 
 
 def _is_current(info: IndexInfo, task: ScanTask, reader: SpanReader) -> bool:

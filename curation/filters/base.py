@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from configs.registry import Registry
+from curation.columns import type_of
 
 
 class Judgement(NamedTuple):
@@ -26,6 +28,35 @@ class Judgement(NamedTuple):
 
 # Rows of an index (docs/formats.md) in, those of them that no rule before has dropped.
 Filter = Callable[[pa.Table], Judgement]
+
+
+@dataclass(frozen=True)
+class _Needing:
+    """A filter with the columns that the scan must compute for it."""
+
+    judge: Filter
+    needs: frozenset[str]
+
+    def __call__(self, samples: pa.Table) -> Judgement:
+        return self.judge(samples)
+
+
+def needing(columns: Iterable[str], judge: Filter) -> Filter:
+    """Return the filter with the columns that it needs besides those of every index (columns.py).
+
+    Raises:
+        UsageError: no scan makes such a column.
+    """
+    columns = frozenset(columns)
+    for name in columns:
+        type_of(name)
+    return _Needing(judge, columns)
+
+
+def needs_of(rules: Iterable[object]) -> tuple[str, ...]:
+    """Return the columns that some rules need besides those of every index, sorted."""
+    return tuple(sorted({name for rule in rules for name in getattr(rule, "needs", ())}))
+
 
 filters = Registry[Filter]("filter")
 

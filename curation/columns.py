@@ -1,0 +1,196 @@
+"""Columns of the index that only some rules need: hashes, pixels, fields of the `.json`.
+
+A rule names what it needs in `needs` (filters/base.py: `needing`); the scan computes it for the
+samples that have no problem, and the index keeps it for every later job:
+
+    image_hash   binary(16)  xxh3-128 of the image file's bytes
+    decodable    bool        the whole image decodes: nothing is missing or broken in it
+    dhash        uint64      difference hash, 64 bits
+    phash        uint64      perceptual hash, 64 bits
+    json.KEY     string      KEY of the sample's `.json`: a string as it is, anything else as JSON;
+                             `json.a.b` is the key b of the object a
+
+Null: the sample has a problem, the image does not decode, the `.json` has no such key.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import xxhash
+from PIL import Image
+
+from configs.errors import UsageError, did_you_mean
+from curation.image_header import FORMATS, no_pillow_limit
+from curation.shards import SpanReader
+
+JSON_PREFIX = "json."
+_MAX_JSON_BYTES = 16 << 20
+_HASH_SIDE = 8
+_DCT_SIDE = 32
+
+Gray = Image.Image
+
+
+def decode_gray(data: bytes) -> Gray | None:
+    """Decode a whole image to gray (ITU-R 601), transparent parts on white; None: it does not.
+
+    JPEGs are decoded at the scale that is still enough for the hashes, which reads all of the file
+    all the same. Only the first picture of an animation counts.
+    """
+    with no_pillow_limit():  # pixels were limited by the header already
+        try:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                image.draft("L", (2 * _DCT_SIDE, 2 * _DCT_SIDE))
+                image.load()
+                if image.has_transparency_data:
+                    rgba = image.convert("RGBA")
+                    white = Image.new("RGBA", rgba.size, "white")
+                    return Image.alpha_composite(white, rgba).convert("L")
+                return image.convert("L")
+        except Exception:  # a hostile image may raise anything in a decoder: each is "no image"
+            return None
+
+
+def dhash(image: Gray) -> int:
+    """Return the difference hash: is a pixel of the 9 x 8 thumbnail brighter than its left one?
+
+    N. Krawetz, "Kind of Like That" (2013). 64 bits, row by row, the first is the highest.
+    """
+    size = (_HASH_SIDE + 1, _HASH_SIDE)
+    pixels = np.asarray(image.resize(size, Image.Resampling.LANCZOS), dtype=np.int16)
+    return _pack(pixels[:, 1:] > pixels[:, :-1])
+
+
+def phash(image: Gray) -> int:
+    """Return the perceptual hash: is a low frequency of the 32 x 32 thumbnail above their median?
+
+    N. Krawetz, "Looks Like It" (2011): DCT-II over rows and columns, the 8 x 8 lowest frequencies.
+    64 bits, row by row, the first is the highest. What is left of a flat image is rounding, which
+    must not decide a bit.
+    """
+    size = (_DCT_SIDE, _DCT_SIDE)
+    pixels = np.asarray(image.resize(size, Image.Resampling.LANCZOS), dtype=np.float64)
+    low = np.round(_DCT @ pixels @ _DCT.T, 6)
+    return _pack(low > np.median(low))
+
+
+def _dct_rows() -> npt.NDArray[np.float64]:
+    """Return the 8 lowest rows of the unnormalised DCT-II of 32 points."""
+    frequency, point = np.arange(_HASH_SIDE)[:, None], np.arange(_DCT_SIDE)[None, :]
+    rows: npt.NDArray[np.float64] = 2 * np.cos(
+        np.pi * frequency * (2 * point + 1) / (2 * _DCT_SIDE)
+    )
+    return rows
+
+
+_DCT = _dct_rows()
+
+
+def _pack(bits: npt.NDArray[np.bool_]) -> int:
+    return int.from_bytes(np.packbits(bits).tobytes(), "big")
+
+
+def _image_hash(data: bytes) -> bytes:
+    return xxhash.xxh3_128_digest(data)
+
+
+_OF_BYTES: dict[str, tuple[pa.DataType, Callable[[bytes], Any]]] = {
+    "image_hash": (pa.binary(16), _image_hash)
+}
+# `decodable` of what does not decode is false, the others are null.
+_OF_PIXELS: dict[str, tuple[pa.DataType, Callable[[Gray], Any]]] = {
+    "decodable": (pa.bool_(), lambda image: True),
+    "dhash": (pa.uint64(), dhash),
+    "phash": (pa.uint64(), phash),
+}
+
+
+def type_of(name: str) -> pa.DataType:
+    """Return the type of a column that the scan can compute, or raise UsageError."""
+    if name.startswith(JSON_PREFIX) and len(name) > len(JSON_PREFIX):
+        return pa.string()
+    if name in _OF_BYTES or name in _OF_PIXELS:
+        return {**_OF_BYTES, **_OF_PIXELS}[name][0]
+    known = [*_OF_BYTES, *_OF_PIXELS, JSON_PREFIX + "KEY"]
+    raise UsageError(
+        f"no scan makes a column {name!r}{did_you_mean(name, known)} Known: {', '.join(known)}."
+    )
+
+
+def compute_columns(
+    reader: SpanReader, samples: pa.Table, names: Iterable[str]
+) -> dict[str, pa.Array]:
+    """Return the columns `names`, sorted, for the samples of an index; `reader` reads its tar.
+
+    One image at a time is in memory. Images are read only where a name asks for them.
+    """
+    names = sorted(set(names))
+    types = {name: type_of(name) for name in names}
+    values: dict[str, list[Any]] = {name: [] for name in names}
+    of_image = [name for name in names if not name.startswith(JSON_PREFIX)]
+    of_json = [name for name in names if name.startswith(JSON_PREFIX)]
+    wanted = ["problem", "image_offset", "image_size", "member_ext", "member_offset", "member_size"]
+    for batch in samples.select(wanted).to_batches(max_chunksize=1000):
+        for row in batch.to_pylist():
+            found: dict[str, Any] = {}
+            if row["problem"] is None and of_image:
+                data = reader.read(row["image_offset"], row["image_size"])
+                found |= _of_image(data, of_image)
+            if row["problem"] is None and of_json:
+                found |= _of_json(_read_json(reader, row), of_json)
+            for name in names:
+                values[name].append(found.get(name))
+    return {name: pa.array(values[name], types[name]) for name in names}
+
+
+def _of_image(data: bytes, names: list[str]) -> dict[str, Any]:
+    found = {name: _OF_BYTES[name][1](data) for name in names if name in _OF_BYTES}
+    of_pixels = [name for name in names if name in _OF_PIXELS]
+    if of_pixels:
+        image = decode_gray(data)
+        if image is None:
+            return {**found, "decodable": False}
+        found |= {name: _OF_PIXELS[name][1](image) for name in of_pixels}
+    return found
+
+
+def _read_json(reader: SpanReader, row: dict[str, Any]) -> Any:
+    """Return the content of a sample's `.json`; None where it has none that can be read."""
+    if "json" not in row["member_ext"]:
+        return None
+    at = row["member_ext"].index("json")
+    if row["member_size"][at] > _MAX_JSON_BYTES:
+        return None
+    try:
+        return json.loads(reader.read(row["member_offset"][at], row["member_size"][at]))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _of_json(content: Any, names: list[str]) -> dict[str, str | None]:
+    return {name: _text(_look_up(content, name.removeprefix(JSON_PREFIX))) for name in names}
+
+
+def _look_up(content: Any, key: str) -> Any:
+    """Return the value of a key: as it is written, else of `a.b` the key b of the object a."""
+    if not isinstance(content, dict):
+        return None
+    if key in content:
+        return content[key]
+    first, dot, rest = key.partition(".")
+    return _look_up(content.get(first), rest) if dot else None
+
+
+def _text(value: Any) -> str | None:
+    if value is None:
+        return None
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    # Half of a surrogate pair, written as \ud800: Parquet holds UTF-8 only.
+    return text.encode("utf-8", "replace").decode()
