@@ -88,16 +88,14 @@ def fingerprint_of(reader: SpanReader) -> str:
 def write_index(path: Path, samples: pa.Table, info: IndexInfo) -> IndexInfo:
     """Publish the index of one shard; `samples` has the columns of SCHEMA, and any others behind.
 
-    Return `info` with the digests of the content.
+    Return `info` with the digests of the content; those that it has already are not made again.
     """
-    base = samples.select(SCHEMA.names)
     others = [name for name in samples.column_names if name not in SCHEMA.names]
     identity = (info.source, info.shard, info.num_bytes, info.fingerprint, info.plan)
-    info = replace(
-        info,
-        content=_content_digest(base, *identity),
-        columns={name: _content_digest(samples.select([name])) for name in sorted(others)},
-    )
+    content = info.content or _content_digest(samples.select(SCHEMA.names), *identity)
+    new = {n: _content_digest(samples.select([n])) for n in others if n not in info.columns}
+    info = replace(info, content=content, columns=dict(sorted({**info.columns, **new}.items())))
+    samples = samples.select([*SCHEMA.names, *info.columns])
     metadata = {_METADATA_KEY: json.dumps(asdict(info), sort_keys=True).encode()}
     with published_file(path) as file:
         pq.write_table(samples.replace_schema_metadata(metadata), file, compression="zstd")

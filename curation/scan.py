@@ -21,6 +21,7 @@ from configs.errors import DataError, UsageError
 from curation.columns import compute_columns
 from curation.image_header import read_image_size
 from curation.index import (
+    SCHEMA,
     IndexInfo,
     digest_of_index,
     fingerprint_of,
@@ -151,7 +152,11 @@ def _publish(path: Path, table: pa.Table, info: IndexInfo) -> IndexInfo:
 
 def _add_columns(task: ScanTask, reader: SpanReader, info: IndexInfo) -> IndexInfo:
     """Add the columns that a good index lacks; all that it holds stays."""
-    table = read_index_file(task.input.index, None)
+    table = read_index_file(task.input.index)
+    base = table.select(SCHEMA.names).cast(SCHEMA)  # Parquet names the items of a list otherwise
+    for name in info.columns:
+        base = base.append_column(name, table[name])
+    table = base
     lacking = [name for name in task.columns if name not in info.columns]
     for name, column in compute_columns(reader, table, lacking).items():
         table = table.append_column(name, column)

@@ -32,17 +32,19 @@ Filter = Callable[[pa.Table], Judgement]
 
 @dataclass(frozen=True)
 class _Needing:
-    """A filter with the columns that the scan must compute for it."""
+    """A filter with what it needs besides the rows of every index."""
 
     judge: Filter
     needs: frozenset[str]
+    digest: str
 
     def __call__(self, samples: pa.Table) -> Judgement:
         return self.judge(samples)
 
 
-def needing(columns: Iterable[str], judge: Filter) -> Filter:
-    """Return the filter with the columns that it needs besides those of every index (columns.py).
+def needing(columns: Iterable[str], judge: Filter, *, digest: str = "") -> Filter:
+    """Return the filter with what it needs: `columns` that the scan must compute (columns.py), and
+    the `digest` of the files that it judges by.
 
     Raises:
         UsageError: no scan makes such a column.
@@ -50,7 +52,7 @@ def needing(columns: Iterable[str], judge: Filter) -> Filter:
     columns = frozenset(columns)
     for name in columns:
         type_of(name)
-    return _Needing(judge, columns)
+    return _Needing(judge, columns, digest)
 
 
 def needs_of(rules: Iterable[object]) -> tuple[str, ...]:

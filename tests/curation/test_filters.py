@@ -5,7 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from curation.columns import type_of
 from curation.filters import filters
+from curation.filters.base import needs_of
 from curation.verdicts import judge_samples
 
 CAPTIONS = ["", "one", "two words", "three words here", "a b c d e"]
@@ -20,6 +22,7 @@ def table(captions, sizes=None, problems=None):
             "caption": pa.array(captions, pa.string()),
             "width": pa.array([s[0] for s in sizes], pa.int32()),
             "height": pa.array([s[1] for s in sizes], pa.int32()),
+            "image_size": pa.array([1000] * len(captions), pa.int64()),
             "problem": pa.array(problems or [None] * len(captions), pa.string()),
         }
     )
@@ -47,9 +50,23 @@ def test_image_size_looks_at_the_shorter_side_and_the_aspect():
     assert reasons.to_pylist() == [None, "side too short", "too elongated", None]
 
 
+# The least that each filter must be told.
+KEYWORDS = {
+    "digits": {"max_share": 0.5},
+    "language": {"keep": ("en",)},
+    "regex": {"drop": ("a",)},
+    "score": {"column": "width", "min": 1},
+    "script": {"keep": ("Latin",)},
+}
+
+
 @pytest.mark.parametrize("name", list(filters))
 def test_every_filter_takes_an_empty_table(name):
-    values, reasons = filters[name]()(table([]))
+    judge = filters[name](**KEYWORDS.get(name, {}))
+    samples = table([])
+    for column in needs_of([judge]):
+        samples = samples.append_column(column, pa.array([], type_of(column)))
+    values, reasons = judge(samples)
     assert len(reasons) == 0
     assert all(len(column) == 0 for column in values.values())
 
