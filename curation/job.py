@@ -22,7 +22,6 @@ import pyarrow.parquet as pq
 
 from configs.errors import DataError, UsageError
 from configs.publish import publish_text
-from curation.balancing.metadata import load_metadata
 from curation.config import CurateConfig, find_inputs
 from curation.decide import decide
 from curation.engine import Engine
@@ -214,11 +213,8 @@ def dry_run(config: CurateConfig) -> str:
     for source in sorted({shard.source for shard in shards}):
         sizes = [s.path.stat().st_size for s in shards if s.source == source]
         lines.append(f"source {source}: {len(sizes):,} shards, {sum(sizes) / 1e6:,.1f} MB")
-    balancer = rules.balancer
-    if balancer:
-        tree = config.rules[-1].model_dump(mode="json")
-        entries = load_metadata(tree["metadata"])
-        lines.append(f"{balancer.label}: {len(entries):,} entries in {tree['metadata']}")
+    if rules.balancer:
+        lines.append(f"{rules.balancer.label}: {rules.balancer.build().describe()}")
     per_block, per_shard = config.write.shards_per_block, config.write.samples_per_shard
     lines += [
         f"rules, in order: {', '.join(rules.labels) or 'none'}",

@@ -11,38 +11,22 @@ caption without an entry is dropped.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 from pydantic import Field
 
-from curation.balancing.base import Balancer, FloatArray, IntArray, balancers
+from configs.errors import UsageError
+from curation.balancing.base import ENTRIES, Balancer, FloatArray, IntArray, balancers
 from curation.balancing.matching import EntryMatcher
 from curation.balancing.metadata import load_metadata, metadata_digest
-from curation.global_rules.base import Pool
 
-
-def entry_probability(counts: npt.ArrayLike, t: float) -> npt.NDArray[np.float64]:
-    """Return p_e of each entry, in (0, 1]."""
-    return t / np.maximum(np.asarray(counts, dtype=np.float64), t)
-
-
-def keep_probability(
-    matched: pa.Array, probability: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
-    """Return 1 - prod(1 - p_e) over each sample's entries; 0 where there are none."""
-    ids = matched.flatten().to_numpy(zero_copy_only=False)
-    lengths = matched.value_lengths().to_numpy(zero_copy_only=False)
-    keep = np.zeros(len(lengths))
-    some = lengths > 0
-    if some.any():
-        starts = (np.cumsum(lengths) - lengths)[some]
-        keep[some] = 1.0 - np.multiply.reduceat(1.0 - probability[ids], starts)
-    return keep
+Threshold = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Size = Annotated[int, Field(gt=0)]
 
 
 # Once a worker process: building the automaton takes seconds. The digest notices a changed file.
@@ -53,43 +37,68 @@ def _entries(path: str, digest: str) -> list[str]:
 
 @lru_cache(maxsize=1)
 def _matcher(path: str, digest: str) -> EntryMatcher:
-    return EntryMatcher(_entries(path, digest))
+    return EntryMatcher(load_metadata(path))
 
 
-class _MetaClip(Balancer):
-    def __init__(self, metadata: str, t: float) -> None:
+@lru_cache(maxsize=8)
+def _num_entries(path: str, digest: str) -> int:
+    return len(load_metadata(path))
+
+
+class MetaClip(Balancer):
+    """Balances captions over one list of entries."""
+
+    def __init__(self, metadata: str, t: float | None, target_size: int | None) -> None:
+        super().__init__(t, target_size)
         self._file = (metadata, metadata_digest(metadata))
-        self._t = t
-
-    @property
-    def entries(self) -> list[str]:
-        return _entries(*self._file)
 
     @property
     def emit_digest(self) -> str:
+        """Digest of the metadata: another `t` matches nothing again."""
         return f"metaclip {self._file[1]}"
 
     @property
-    def solve_digest(self) -> str:
-        return f"{self._t}"
+    def starts(self) -> IntArray:
+        """One group."""
+        return np.array([0, _num_entries(*self._file)])
 
-    def match(self, samples: pa.Table) -> pa.Array:
-        ids = _matcher(*self._file).match(samples["caption"].to_pylist())
-        return pa.array(ids, pa.list_(pa.int32()))
+    def match(self, samples: pa.Table) -> dict[str, pa.Array]:
+        """Return the entries of the captions."""
+        return {ENTRIES: _matcher(*self._file).match(samples["caption"].to_pylist())}
 
-    def threshold(self, pool: Pool, counts: IntArray) -> dict[str, Any]:
-        return {"t": self._t}
+    def scale(self, counts: IntArray) -> Callable[[float], FloatArray]:
+        """The threshold is t."""
+        return lambda t: np.array([t])
 
-    def keep_probability(self, matched: pa.Array, counts: IntArray, t: float) -> FloatArray:
-        return keep_probability(matched, entry_probability(counts, t))
+    def entry_table(self) -> pa.Table:
+        """Return the entries in the order of the metadata."""
+        return pa.table({"entry": pa.array(_entries(*self._file), pa.string())})
+
+    def describe(self) -> str:
+        """Return how many entries, and of which file."""
+        return f"{_num_entries(*self._file):,} entries in {self._file[0]}"
+
+
+def check_threshold(name: str, t: float | None, target_size: int | None) -> None:
+    """Raise UsageError unless one of the two is given."""
+    if (t is None) == (target_size is None):
+        got = "neither" if t is None else "both"
+        raise UsageError(
+            f"{name} has {got} of t and target_size. Give one: `t`, the captions that an entry "
+            "keeps for certain, or `target_size`, the number of samples to keep (t is solved)."
+        )
 
 
 @balancers.register("metaclip")
-def metaclip(*, metadata: Path, t: Annotated[float, Field(gt=0)]) -> Balancer:
+def metaclip(
+    *, metadata: Path, t: Threshold | None = None, target_size: Size | None = None
+) -> MetaClip:
     """Balance captions over the entries of a metadata list.
 
     `metadata` is the file of the list (see metadata.py). `t` is the paper's t, the number of
     captions that an entry keeps for certain ("max per entry"): 20,000 for its 400 million pairs,
-    170,000 for 2.5 billion. Smaller is flatter. Matching: see matching.py.
+    170,000 for 2.5 billion. Smaller is flatter. `target_size` instead of `t` solves t so that this
+    many samples are kept (target.py). Matching: see matching.py.
     """
-    return _MetaClip(str(metadata), t)
+    check_threshold("metaclip", t, target_size)
+    return MetaClip(str(metadata), t, target_size)

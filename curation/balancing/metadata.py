@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+from functools import lru_cache
 from pathlib import Path
 
 from configs.errors import DataError, UsageError
@@ -22,8 +23,50 @@ def read_bytes(path: Path) -> bytes:
 
 
 def metadata_digest(path: Path | str) -> str:
-    """Return the sha256 of a metadata file."""
-    return hashlib.sha256(read_bytes(Path(path))).hexdigest()
+    """Return the sha256 of a metadata file, or of the names and contents of a folder of them."""
+    path = Path(path)
+    if path.is_dir():
+        files = sorted(find_languages(path).values())
+        lines = [f"{file.name}\0{_digest(file, _state(file))}\n" for file in files]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+    return _digest(path, _state(path))
+
+
+def _state(path: Path) -> tuple[int, int, int]:
+    """Return what changes with the content of a file, or (0, 0, 0) where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return (0, 0, 0)
+    return (found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+# A job asks several times, and lists of all languages are half a gigabyte.
+@lru_cache(maxsize=1024)
+def _digest(path: Path, state: tuple[int, int, int]) -> str:
+    return hashlib.sha256(read_bytes(path)).hexdigest()
+
+
+def find_languages(folder: Path) -> dict[str, Path]:
+    """Return the metadata lists of a folder: language (the name up to the first dot) -> file.
+
+    Raises:
+        UsageError: it is no folder, has no list, or two of one language.
+    """
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        name, _, kind = path.name.partition(".")
+        if name and kind in ("json", "txt", "json.gz", "txt.gz"):
+            if name in found:
+                raise UsageError(f"{folder} has two lists of {name!r}: {found[name]}, {path}.")
+            found[name] = path
+    if not found:
+        raise UsageError(
+            f"metadata {str(folder)!r} is not a folder of metadata lists. Expected "
+            "LANGUAGE.json or LANGUAGE.txt, also with .gz behind; `python -m tools.build_metadata` "
+            "makes one."
+        )
+    return found
 
 
 def load_metadata(path: Path | str) -> list[str]:

@@ -116,7 +116,8 @@ def select_smallest(
 ) -> dict[str, Bound]:
     """Return the bound of each group of `wanted`: its k-th smallest (key, uid), 1 <= k <= size.
 
-    `sizes` are the numbers of samples of the groups. `keys_of` is a module-level function.
+    `sizes` are the numbers of samples of the groups. `keys_of` is a module-level function, or a
+    functools.partial of one.
     """
     still = {}
     for group, k in wanted.items():

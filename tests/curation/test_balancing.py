@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from configs.errors import DataError, UsageError
 from curation.balancing import balancers
+from curation.balancing.base import entry_probability, keep_probability
 from curation.balancing.matching import EntryMatcher, space_entry, space_text
-from curation.balancing.metaclip import entry_probability, keep_probability
 from curation.balancing.metadata import load_metadata
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "curation"
@@ -30,7 +30,7 @@ def test_matching_equals_metaclip_on_every_golden_caption():
     assert len(captions) == 423
     for caption, text in zip(captions, spaced, strict=True):
         assert text is None or space_text(caption) == text
-    assert EntryMatcher(golden["entries"]).match(captions) == list(expected)
+    assert EntryMatcher(golden["entries"]).match(captions).to_pylist() == list(expected)
 
 
 words = st.text(st.sampled_from("ab ,.\t\n!A"), max_size=12)
@@ -44,7 +44,7 @@ def test_matching_equals_the_naive_loop(entries, captions):
         [i for i, entry in enumerate(entries) if space_entry(entry) in space_text(caption)]
         for caption in captions
     ]
-    assert EntryMatcher(entries).match(captions) == naive
+    assert EntryMatcher(entries).match(captions).to_pylist() == naive
 
 
 def test_keep_probabilities_of_four_captions_by_hand():
@@ -77,7 +77,7 @@ def test_keep_probability_is_one_for_the_tail_and_grows_with_t(counts, matched, 
 def test_counts_and_keep_probabilities_equal_metaclip_on_ten_thousand_captions():
     entries = json.loads((SHARED / "standin_metadata.json").read_text())
     captions = json.loads((SHARED / "metaclip_laion10k_captions.json").read_text())["texts"]
-    matched = lists(EntryMatcher(entries).match(captions))
+    matched = EntryMatcher(entries).match(captions)
     counts = np.bincount(matched.flatten().to_numpy(), minlength=len(entries))
     expected = json.loads((SHARED / "metaclip_laion10k_entry_counts.json").read_text())
     assert {entries[i]: int(counts[i]) for i in np.flatnonzero(counts)} == expected
