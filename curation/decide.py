@@ -278,6 +278,7 @@ class _EntryCounts:
     def __init__(self, balancer: Rule | None) -> None:
         self._balancer = balancer
         self._before = self._after = np.zeros(0, np.int64)
+        self._solution: Solution | None = None
 
     @property
     def column(self) -> str | None:
@@ -287,6 +288,7 @@ class _EntryCounts:
     def take(self, solved: Solved) -> None:
         """Take the counts of the pool, where it is the balancer that was solved."""
         if solved.rule == self._balancer:
+            self._solution = solved.read()
             self._before = read_counts(solved.folder)
             self._after = np.zeros(len(self._before), np.int64)
 
@@ -300,9 +302,16 @@ class _EntryCounts:
     def publish(self, path: Path) -> None:
         """Publish the table of all entries."""
         if self._balancer is not None:
-            table = self._balancer.build().entry_table()
-            table = table.append_column("before", pa.array(self._before))
-            publish_table(path, table.append_column("after", pa.array(self._after)))
+            rule = self._balancer.build()
+            columns = {
+                "before": self._before,
+                "after": self._after,
+                "is_head": rule.head(self._before, self._solution),
+            }
+            table = rule.entry_table()
+            for name, values in columns.items():
+                table = table.append_column(name, pa.array(values))
+            publish_table(path, table)
 
 
 def _run_phase(

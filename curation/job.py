@@ -28,6 +28,7 @@ from curation.engine import Engine
 from curation.filters.base import needs_of
 from curation.index import remove_index_leftovers
 from curation.manifest import Manifest, manifest_of_tars, read_manifest
+from curation.predict import predict
 from curation.report import count_verdicts, make_report
 from curation.rules import Rules
 from curation.scan import InputShard, ScanTask, scan_shard
@@ -203,6 +204,8 @@ def _probe(config: CurateConfig) -> None:
 def dry_run(config: CurateConfig) -> str:
     """Check all that can be checked before the work; return what it would do, in words.
 
+    Where there are indexes, it also says what would be kept (predict.py).
+
     Raises:
         PairmillError: what is wrong with the paths, the metadata or the output folder.
     """
@@ -221,6 +224,7 @@ def dry_run(config: CurateConfig) -> str:
         f"{len(shards):,} shards make {-(-len(shards) // per_block):,} block(s) of up to "
         f"{per_block:,}; samples are shuffled within a block and written {per_shard:,} to a shard",
         f"dataset: {config.output}; decisions and partial results: {config.work_dir}",
+        *predict(config, shards),
     ]
     return "\n".join(lines)
 

@@ -25,6 +25,7 @@ from configs.errors import DataError
 from curation.balancing.metadata import metadata_digest
 from curation.config import CurateConfig
 from curation.engine import Engine
+from curation.imbalance import head_tail_histogram, imbalance
 from curation.index import read_index_file
 from curation.manifest import software_version
 from curation.rules import Rules
@@ -242,11 +243,6 @@ def _totals(config: CurateConfig, scanned: pa.Table, rows: list[dict[str, Any]])
     shards = scanned.to_pylist()
     broken = [s for s in shards if s["damage"] and not s["quarantined"]]
     lost = [s for s in shards if s["quarantined"]]
-    sources: dict[str, dict[str, int]] = {}
-    for row in rows:
-        source = sources.setdefault(row["source"], {"num_read": 0, "num_kept": 0})
-        source["num_read"] += row["num_samples"]
-        source["num_kept"] += row["num_kept"]
     return {
         "version": VERSION,
         "name": config.name,
@@ -255,7 +251,8 @@ def _totals(config: CurateConfig, scanned: pa.Table, rows: list[dict[str, Any]])
         "created_by": software_version(),
         **counts,
         "funnel": _funnel(config, counts),
-        "sources": dict(sorted(sources.items())),
+        "sources": _sources(config, rows),
+        "solutions": json.loads(WorkFolder(config.work_dir).solutions_file.read_text()),
         "shards": {
             "num_read": len(shards) - len(lost),
             "num_bytes": sum(s["num_bytes"] for s in shards),
@@ -287,6 +284,35 @@ def _funnel(config: CurateConfig, counts: Mapping[str, Any]) -> list[dict[str, A
     return steps
 
 
+def _sources(config: CurateConfig, rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return for each source what was read, kept, unreadable, and dropped by each rule."""
+    settings = {source.name: source for source in config.sources}
+    found: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        source = found.setdefault(
+            row["source"],
+            {
+                "num_read": 0,
+                "num_kept": 0,
+                "num_unreadable": 0,
+                "dropped": Counter(dict.fromkeys(Rules.of(config).labels, 0)),
+                "weight": settings[row["source"]].weight,
+                "cap": settings[row["source"]].cap,
+            },
+        )
+        source["num_read"] += row["num_samples"]
+        source["num_kept"] += row["num_kept"]
+        for reason, count in json.loads(row["reasons"]).items():
+            rule, _, why = reason.partition("/")
+            if why:
+                source["dropped"][rule] += count
+            else:
+                source["num_unreadable"] += count
+    return {
+        name: {**found[name], "dropped": dict(found[name]["dropped"])} for name in sorted(found)
+    }
+
+
 def _entries(config: CurateConfig) -> dict[str, Any] | None:
     """Return how the balancer changed the counts of its entries; None without a balancer."""
     if Rules.of(config).balancer is None:
@@ -304,10 +330,13 @@ def _entries(config: CurateConfig) -> dict[str, Any] | None:
     }
     if "metadata" in balancer:
         content["metadata_digest"] = metadata_digest(balancer["metadata"])
+    matched, is_head = before > 0, table["is_head"].to_numpy(zero_copy_only=False)
+    content["num_head"] = int(is_head.sum())
+    content["histogram"] = head_tail_histogram(before, after)
     for when, counts in (("before", before), ("after", after)):
         content[when] = {
             "num_matched": int((counts > 0).sum()),
-            "num_matches": int(counts.sum()),
             "curve": frequency_curve(counts),
+            **imbalance(counts[matched], is_head[matched]),
         }
     return content

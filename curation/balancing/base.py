@@ -148,6 +148,14 @@ class Balancer(ABC):
     def describe(self) -> str:
         """Return in a few words what is counted, for a dry run."""
 
+    def head(self, counts: IntArray, solution: Solution) -> npt.NDArray[np.bool_]:
+        """Return which entries are above their threshold."""
+        lengths = np.diff(self.starts)
+        is_head: npt.NDArray[np.bool_] = counts > np.repeat(
+            np.array(solution.values["thresholds"]), lengths
+        )
+        return is_head
+
     def emit(self, samples: pa.Table) -> dict[str, pa.Array]:
         """See GlobalRule."""
         return self.match(samples)

@@ -204,7 +204,7 @@ def metaclip2(
     metadata: Path,
     t: Threshold | None = None,
     target_size: Size | None = None,
-    language: str = "language.language",
+    language: str = "language.code",
     reference: str = "en",
     other: str | None = None,
     languages: Mapping[str, str] = {},
@@ -213,7 +213,7 @@ def metaclip2(
 
     `metadata` is a folder with one list a language, LANGUAGE.json or LANGUAGE.txt (also .gz; see
     metadata.py). `language` is the column with the language of a caption: the value of a rule
-    before (`language.language`) or a column of the index. `languages` says which list stands for a
+    before (`language.code`) or a column of the index. `languages` says which list stands for a
     language that has none of its own (`{zh-cn: zh}`), `other` which for all the rest; without it
     those captions are dropped. `t` is the threshold of the `reference` language (170,000 in the
     paper); the others follow. `target_size` instead of `t` solves it (target.py).

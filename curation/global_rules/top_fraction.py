@@ -6,39 +6,18 @@ import math
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import Field
 
-from configs.errors import UsageError, did_you_mean
+from curation.columns import JSON_PREFIX
 from curation.filters.base import Judgement, first_reason
+from curation.filters.score import read_numbers
 from curation.global_rules.base import Pool, ShardPart, Solution, global_rules
 from curation.global_rules.selection import Bound, Keys, key_of_float, select_smallest
 
 NO_SCORE = "no score"
 BELOW = "not in the top fraction"
 _SCORE = "score"
-
-
-def scores_of(samples: pa.Table, column: str) -> npt.NDArray[np.float64]:
-    """Return a numeric column of the samples; NaN where it is null or not finite.
-
-    Raises:
-        UsageError: there is no such column, or it holds no numbers.
-    """
-    if column not in samples.column_names:
-        known = ", ".join(samples.column_names)
-        raise UsageError(
-            f"no column is called {column!r}{did_you_mean(column, samples.column_names)} The index "
-            f"and the rules before have: {known}. `pairmill score` adds score columns."
-        )
-    values = samples[column].combine_chunks()
-    if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
-        raise UsageError(f"column {column!r} holds {values.type}; a score must be a number.")
-    floats = pc.cast(values, pa.float64(), safe=False)
-    scores: npt.NDArray[np.float64] = floats.to_numpy(zero_copy_only=False).astype(np.float64)
-    return np.where(np.isfinite(scores), scores, np.nan)
 
 
 def num_wanted(num_samples: int, fraction: float) -> int:
@@ -64,28 +43,26 @@ def _count(part: ShardPart, argument: None) -> int:
 
 
 class TopFraction:
-    """See `top_fraction`; other rules that rank samples make their scores and use it."""
+    """The global rule; see `top_fraction`."""
 
     def __init__(
         self, column: str, fraction: float, *, keep: str = "highest", compat: str | None = None
     ) -> None:
         self._column, self._fraction, self._compat = column, fraction, compat
         self._keys_of = _keys_of if keep == "highest" else _keys_of_lowest
+        # Columns that the scan must compute (columns.py).
+        self.needs = frozenset({column} if column.startswith(JSON_PREFIX) else ())
         self.emit_digest = f"top_fraction {column}"
         self.solve_digest = f"{fraction} {keep} {compat}"
 
     def emit(self, samples: pa.Table) -> dict[str, pa.Array]:
         """Return the scores."""
-        scores = scores_of(samples, self._column)
+        scores = read_numbers(samples, self._column)
         return {_SCORE: pa.array(scores, mask=np.isnan(scores))}
 
     def solve(self, pool: Pool) -> dict[str, Any]:
         """Find the last (score, uid) that stays."""
         num_scored = sum(count for _, count in pool.map(_count, None, step="count"))
-        return self.solve_scored(pool, num_scored)
-
-    def solve_scored(self, pool: Pool, num_scored: int) -> dict[str, Any]:
-        """Find the last (score, uid) that stays among the samples that have a score."""
         k = num_wanted(num_scored, self._fraction)
         if self._compat == "datacomp":
             k = min(num_scored, int(num_scored * self._fraction) + 1)
@@ -118,11 +95,11 @@ def top_fraction(
 ) -> TopFraction:
     """Keep a fraction of the samples: those with the highest (or lowest) values of a column.
 
-    `column` is one of the index (a score that `pairmill score` added, `width`, ...) or a value of
-    a rule before (`caption_length.words`). Of n samples that reached the rule and have a score,
-    floor(fraction * n) stay; equal scores are ordered by uid, so the number is exact and the
-    result does not depend on the order of shards. A null or a score that is not finite is dropped
-    as "no score".
+    `column` is one of the index (a score that `pairmill score` added, `width`, ...), a value of a
+    rule before (`caption_length.words`), or `json.KEY`, a field of the sample's `.json`. Of n
+    samples that reached the rule and have a score, floor(fraction * n) stay; equal scores are
+    ordered by uid, so the number is exact and the result does not depend on the order of shards.
+    A null or a score that is not finite is dropped as "no score".
 
     compat: datacomp reproduces the baselines' apply_filter.py: the threshold is the score at
     position int(n * fraction) from the top (from 0) and all scores >= it stay, which is one

@@ -57,6 +57,16 @@ def folder(tmp_path):
             {"rule": "read", "remaining": 5, "dropped": {"no image": 1}},
             {"rule": "caption_length", "remaining": 3, "dropped": {"too few words": 2}},
         ],
+        "sources": {
+            HOSTILE: {
+                "num_read": 6,
+                "num_kept": 3,
+                "num_unreadable": 1,
+                "dropped": {"caption_length": 2},
+                "weight": 0.5,
+                "cap": 9,
+            }
+        },
         "words": {"before": words, "after": words},
         "entries": None,
         "histograms": {

@@ -27,6 +27,7 @@ def dataset_section(dataset: Dataset, heading: str) -> Html:
         element("h2", heading),
         _account(report),
         _funnel(report),
+        _sources(report),
         _troubled_shards(report),
         element("h3", "Words before and after"),
         _frequencies(report),
@@ -77,6 +78,29 @@ def _funnel(report: CurationReport) -> Html:
     return table(header, rows, caption="Rule funnel: what each rule left")
 
 
+def _sources(report: CurationReport) -> Html:
+    """One row a source: read, kept, its share of the dataset, and what each rule dropped."""
+    rules = [step.rule for step in report.funnel if step.rule != "read"]
+    rows = []
+    for name, source in report.sources.items():
+        wanted = [f"weight {source.weight:g}"] if source.weight is not None else []
+        wanted += [f"cap {source.cap:,}"] if source.cap is not None else []
+        rows.append(
+            (
+                element("bdi", name),
+                ", ".join(wanted),
+                f"{source.num_read:,}",
+                f"{source.num_unreadable:,}",
+                *(f"{source.dropped.get(rule, 0):,}" for rule in rules),
+                f"{source.num_kept:,}",
+                _percent(source.num_kept, source.num_read),
+                _percent(source.num_kept, report.num_kept),
+            )
+        )
+    header = ("source", "wanted", "read", "unreadable", *rules, "kept", "of it", "of the dataset")
+    return table(header, rows, caption="Sources: samples read, dropped by each rule, and kept")
+
+
 def _bar(count: int, total: int) -> Html:
     width = 100 * count / total if total else 0
     fill = element("span", class_="fill", style=f"width:{width:.2f}%")
@@ -112,7 +136,7 @@ def _frequencies(report: CurationReport) -> Html:
             f"{entries.after.num_matched:,} after"
         )
         charts.append(_curves(title, "entry", entries.before.curve, entries.after.curve))
-        tables.append(_top_entries(entries))
+        tables += [_imbalance(entries), _head_and_tail(entries), _top_entries(entries)]
     tables.append(_top_words(report))
     return join([element("div", *charts, class_="charts"), *tables])
 
@@ -126,6 +150,41 @@ def _curves(
         Axis(f"rank of the {what} (1 = most frequent)", is_log=True),
         Axis(f"times the {what} occurs", is_log=True),
     )
+
+
+def _imbalance(entries: Entries) -> Html:
+    """How uneven the concepts are, before and after."""
+    before, after = entries.before, entries.after
+    shares = [
+        (f"{entries.num_head:,} head entries (above t)", before.head_share, after.head_share),
+        ("tail entries", before.tail_share, after.tail_share),
+        ("the 1 % most frequent entries", before.top_percent_share, after.top_percent_share),
+    ]
+    rows = [
+        (f"share of the matches: {name}", f"{100 * a:.1f}\u00a0%", f"{100 * b:.1f}\u00a0%")
+        for name, a, b in shares
+    ]
+    rows.append(("Gini coefficient of the matches", f"{before.gini:.3f}", f"{after.gini:.3f}"))
+    rows.append(("matches", f"{before.num_matches:,}", f"{after.num_matches:,}"))
+    caption = "Head and tail of the concepts: how uneven they are"
+    return table(("", "before", "after"), rows, caption=caption)
+
+
+def _head_and_tail(entries: Entries) -> Html:
+    rows = [
+        (
+            f"from {row.lower:,}",
+            f"{row.entries_before:,}",
+            f"{row.entries_after:,}",
+            f"{row.matches_before:,}",
+            f"{row.matches_after:,}",
+            _percent(row.matches_after, row.matches_before),
+        )
+        for row in entries.histogram
+    ]
+    caption = "Entries by the number of samples that have them"
+    header = ("samples", "entries before", "after", "their matches before", "after", "left")
+    return details(caption, table(header, rows, caption=caption))
 
 
 def _top_entries(entries: Entries) -> Html:

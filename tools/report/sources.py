@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from configs.errors import DataError, UsageError
 from evaluation.result import RESULTS_FILE, Result, read_results
@@ -52,6 +52,21 @@ class MatchedEntries(_Read):
 
     num_matched: int
     curve: list[tuple[int, int]]
+    num_matches: int
+    head_share: float
+    tail_share: float
+    top_percent_share: float
+    gini: float
+
+
+class HistogramRow(_Read):
+    """Entries by how many samples have them."""
+
+    lower: int = Field(alias="from")
+    entries_before: int
+    entries_after: int
+    matches_before: int
+    matches_after: int
 
 
 class Entries(_Read):
@@ -59,9 +74,22 @@ class Entries(_Read):
 
     balancer: dict[str, Any]
     num_entries: int
+    num_head: int
+    histogram: list[HistogramRow]
     top: list[tuple[str, int, int]]
     before: MatchedEntries
     after: MatchedEntries
+
+
+class SourceTotals(_Read):
+    """What became of the samples of one source; `dropped` by rule."""
+
+    num_read: int
+    num_kept: int
+    num_unreadable: int
+    dropped: dict[str, int]
+    weight: float | None = None
+    cap: int | None = None
 
 
 class Histogram(_Read):
@@ -114,6 +142,7 @@ class CurationReport(_Read):
     dropped: dict[str, int]
     unreadable: dict[str, int]
     funnel: list[FunnelStep]
+    sources: dict[str, SourceTotals]
     words: BeforeAfter
     entries: Entries | None
     histograms: dict[str, Histogram]

@@ -1,0 +1,211 @@
+"""Predict what a job would keep, from the indexes that are there: nothing of the job is written.
+
+The rules run as in the job, into a folder that is removed at the end. A pool of more than
+MAX_SAMPLES is predicted from some of its shards, chosen by hash; thresholds, sizes and caps are
+then scaled by their share. Global rules see those shards only, so duplicates across shards are
+underestimated: the text says from how many shards it comes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from curation.config import CurateConfig
+from curation.decide import decide
+from curation.engine import Engine
+from curation.filters.base import needs_of
+from curation.imbalance import head_tail_histogram, imbalance
+from curation.index import digest_of_index, read_index_file, read_index_info
+from curation.rules import Rules
+from curation.scan import InputShard
+from curation.work import SCANNED, WorkFolder
+
+MAX_SAMPLES = 2_000_000
+_HOW = "`pairmill curate CONFIG 'stages=[scan]'` makes them and writes nothing else of the dataset."
+
+
+@dataclass(frozen=True, kw_only=True)
+class _BytesTask:
+    index: Path
+    index_digest: str
+    decisions: Path
+
+    def __str__(self) -> str:
+        return str(self.index)
+
+
+@dataclass(frozen=True)
+class _Bytes:
+    num_samples: int
+    num_bytes: int
+
+
+def _kept_bytes(task: _BytesTask) -> _Bytes:
+    """Return the bytes that the kept samples of a shard take in a tar."""
+    names = ["member_start", "member_offset", "member_size"]
+    index = read_index_file(task.index, names, digest=task.index_digest)
+    decisions = pq.read_table(task.decisions, columns=["verdict"], partitioning=None)
+    kept = index.filter(pc.equal(decisions["verdict"], "kept")).combine_chunks()
+    start, offset, size = (
+        kept[name].combine_chunks().flatten().to_numpy(zero_copy_only=False) for name in names
+    )
+    spans = offset - start + -(-size // 512) * 512
+    return _Bytes(kept.num_rows, int(spans.sum()))
+
+
+def predict(config: CurateConfig, shards: Sequence[InputShard]) -> list[str]:
+    """Return lines that say what the job would keep, or how to get an index first."""
+    columns = needs_of(rule.build() for rule in Rules.of(config).rules)
+    rows = _indexed(shards, columns)
+    if not rows:
+        what = f" with the columns {', '.join(columns)}" if columns else ""
+        return [f"no prediction: none of the shards has an index{what} yet. {_HOW}"]
+    chosen = _choose(rows, config.seed)
+    share = _size_of(chosen) / sum(shard.path.stat().st_size for shard in shards)
+    lines = []
+    if len(chosen) < len(shards):
+        lines.append(
+            f"the prediction comes from {len(chosen):,} of {len(shards):,} shards ({share:.1%} of "
+            f"the bytes, {len(rows):,} have an index) and is scaled up"
+            + ("." if len(rows) == len(shards) else f". {_HOW}")
+        )
+    with tempfile.TemporaryDirectory(prefix="pairmill-dry-run-") as folder:
+        changes: dict[str, Any] = {"output": str(Path(folder, "dataset"))}
+        if len(chosen) < len(shards):
+            changes |= _scaled(config, share)
+        trial = config.model_copy(update=changes)
+        with Engine(config.engine) as engine:
+            decided = decide(trial, pa.Table.from_pylist(chosen, schema=SCANNED), "", engine)
+            tasks = [
+                _BytesTask(
+                    index=Path(row["index"]),
+                    index_digest=row["index_digest"],
+                    decisions=Path(row["decisions"]),
+                )
+                for row in decided.to_pylist()
+            ]
+            found = engine.map(_kept_bytes, tasks, label="bytes")
+            num_bytes = sum(part.num_bytes for _, part in found)
+        return lines + _text(trial, decided, num_bytes, 1 / share if lines else 1.0)
+
+
+def _indexed(shards: Sequence[InputShard], columns: tuple[str, ...]) -> list[dict[str, Any]]:
+    rows = []
+    for shard in shards:
+        info = read_index_info(shard.index)
+        if info is None or not set(columns) <= set(info.columns):
+            continue
+        if info.num_bytes != shard.path.stat().st_size:
+            continue  # of another state of the tar
+        rows.append(
+            {
+                "source": shard.source,
+                "shard": shard.shard,
+                "path": str(shard.path),
+                "index": str(shard.index.absolute()),
+                "index_digest": digest_of_index(info, columns),
+                "num_samples": info.num_samples,
+                "num_bytes": info.num_bytes,
+                "ignored_members": info.ignored_members,
+                "unreadable": json.dumps(info.unreadable),
+            }
+        )
+    return rows
+
+
+def _size_of(rows: Sequence[dict[str, Any]]) -> int:
+    return sum(row["num_bytes"] for row in rows)
+
+
+def _choose(rows: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
+    """Return the shards to predict from, in their order: all, or some by hash."""
+
+    def rank(row: dict[str, Any]) -> bytes:
+        name = f"{seed}\0predict\0{row['source']}\0{row['shard']}"
+        return hashlib.blake2b(name.encode(), digest_size=16).digest()
+
+    chosen, num_samples = set(), 0
+    for row in sorted(rows, key=rank):
+        if num_samples and num_samples + row["num_samples"] > MAX_SAMPLES:
+            break
+        chosen.add((row["source"], row["shard"]))
+        num_samples += row["num_samples"]
+    return [row for row in rows if (row["source"], row["shard"]) in chosen]
+
+
+def _scaled(config: CurateConfig, share: float) -> dict[str, Any]:
+    """Return the rules and sources with what counts samples scaled by the share."""
+
+    def scale(rule: Any) -> Any:
+        changes: dict[str, Any] = {}
+        for key, least in (("t", 1e-9), ("target_size", 1)):
+            value = getattr(rule, key, None)
+            # A WFPP `t` is a frequency, which does not change with the size of the pool.
+            if value is not None and hasattr(rule, "target_size"):
+                changes[key] = max(least, type(value)(value * share))
+        return rule.model_copy(update=changes)
+
+    sources = [
+        s if s.cap is None else s.model_copy(update={"cap": round(s.cap * share)})
+        for s in config.sources
+    ]
+    return {"rules": tuple(map(scale, config.rules)), "sources": tuple(sources)}
+
+
+def _text(config: CurateConfig, decided: pa.Table, num_bytes: int, scale: float) -> list[str]:
+    rows = decided.to_pylist()
+    num_read, num_kept = (
+        round(scale * sum(row[name] for row in rows)) for name in ("num_samples", "num_kept")
+    )
+    reasons: Counter[str] = Counter()
+    for row in rows:
+        reasons.update(json.loads(row["reasons"]))
+    per_shard = config.write.samples_per_shard
+    about = "about " if scale != 1 else ""
+    lines = [
+        f"prediction: {about}{num_kept:,} of {num_read:,} samples kept "
+        f"({num_kept / max(num_read, 1):.1%}), {scale * num_bytes / 1e6:,.1f} MB in "
+        f"{-(-num_kept // per_shard):,} shards"
+    ]
+    lines += [f"  {round(scale * n):>13,}  {why}" for why, n in sorted(reasons.items())]
+    work = WorkFolder(config.work_dir)
+    solutions = json.loads(work.solutions_file.read_text())
+    for label, values in solutions.items():
+        if "target_size" in values:
+            lines.append(f"{label}: t = {values['t'] * scale:,.6g} for the target size")
+    if Rules.of(config).balancer:
+        lines += _histogram(pq.read_table(work.entry_counts, partitioning=None), scale)
+    return lines
+
+
+def _histogram(table: pa.Table, scale: float) -> list[str]:
+    before, after = table["before"].to_numpy(), table["after"].to_numpy()
+    is_head = table["is_head"].to_numpy(zero_copy_only=False)
+    matched = before > 0
+    shares = [imbalance(counts[matched], is_head[matched]) for counts in (before, after)]
+    lines = [
+        f"entries: {int(matched.sum()):,} matched, {int(is_head.sum()):,} of them above t (head), "
+        f"with {shares[0]['head_share']:.1%} of the matches before, {shares[1]['head_share']:.1%} "
+        f"after; Gini {shares[0]['gini']:.3f} -> {shares[1]['gini']:.3f}",
+        "  samples with the entry   entries   -> after        matches   -> after",
+    ]
+    for row in head_tail_histogram(
+        np.round(before * scale).astype(np.int64), np.round(after * scale).astype(np.int64)
+    ):
+        lines.append(
+            f"  from {row['from']:>14,} {row['entries_before']:>14,} {row['entries_after']:>10,} "
+            f"{row['matches_before']:>14,} {row['matches_after']:>10,}"
+        )
+    return lines
