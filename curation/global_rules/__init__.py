@@ -16,3 +16,5 @@ __all__ = ["GlobalRule", "Pool", "ShardPart", "Solution", "global_rules"]
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
+
+importlib.import_module("curation.dedup")
