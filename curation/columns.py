@@ -7,6 +7,7 @@ samples that have no problem, and the index keeps it for every later job:
     decodable    bool        the whole image decodes: nothing is missing or broken in it
     dhash        uint64      difference hash, 64 bits
     phash        uint64      perceptual hash, 64 bits
+    colors       binary(48)  mean colours of 4 x 4 parts, in which gray hashes are blind
     json.KEY     string      KEY of the sample's `.json`: a string as it is, anything else as JSON;
                              `json.a.b` is the key b of the object a
 
@@ -34,12 +35,11 @@ JSON_PREFIX = "json."
 _MAX_JSON_BYTES = 16 << 20
 _HASH_SIDE = 8
 _DCT_SIDE = 32
+_COLOR_SIDE = 4
 
-Gray = Image.Image
 
-
-def decode_gray(data: bytes) -> Gray | None:
-    """Decode a whole image to gray (ITU-R 601), transparent parts on white; None: it does not.
+def decode_image(data: bytes) -> Image.Image | None:
+    """Decode a whole image to RGB, transparent parts on white; None: it does not.
 
     JPEGs are decoded at the scale that is still enough for the hashes, which reads all of the file
     all the same. Only the first picture of an animation counts.
@@ -47,36 +47,41 @@ def decode_gray(data: bytes) -> Gray | None:
     with no_pillow_limit():  # pixels were limited by the header already
         try:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                image.draft("L", (2 * _DCT_SIDE, 2 * _DCT_SIDE))
+                image.draft("RGB", (2 * _DCT_SIDE, 2 * _DCT_SIDE))
                 image.load()
                 if image.has_transparency_data:
                     rgba = image.convert("RGBA")
                     white = Image.new("RGBA", rgba.size, "white")
-                    return Image.alpha_composite(white, rgba).convert("L")
-                return image.convert("L")
+                    return Image.alpha_composite(white, rgba).convert("RGB")
+                return image.convert("RGB")
         except Exception:  # a hostile image may raise anything in a decoder: each is "no image"
             return None
 
 
-def dhash(image: Gray) -> int:
-    """Return the difference hash: is a pixel of the 9 x 8 thumbnail brighter than its left one?
+def colors(image: Image.Image) -> bytes:
+    """Return the mean colours of 4 x 4 equal parts: 48 bytes, row by row, red, green, blue."""
+    return image.resize((_COLOR_SIDE, _COLOR_SIDE), Image.Resampling.BOX).tobytes()
+
+
+def dhash(image: Image.Image) -> int:
+    """Return the difference hash: in a gray 9 x 8 thumbnail, is a pixel brighter than its left?
 
     N. Krawetz, "Kind of Like That" (2013). 64 bits, row by row, the first is the highest.
     """
     size = (_HASH_SIDE + 1, _HASH_SIDE)
-    pixels = np.asarray(image.resize(size, Image.Resampling.LANCZOS), dtype=np.int16)
+    pixels = np.asarray(image.convert("L").resize(size, Image.Resampling.LANCZOS), dtype=np.int16)
     return _pack(pixels[:, 1:] > pixels[:, :-1])
 
 
-def phash(image: Gray) -> int:
-    """Return the perceptual hash: is a low frequency of the 32 x 32 thumbnail above their median?
+def phash(image: Image.Image) -> int:
+    """Return the perceptual hash: in a gray 32 x 32 thumbnail, is a low frequency above the median?
 
     N. Krawetz, "Looks Like It" (2011): DCT-II over rows and columns, the 8 x 8 lowest frequencies.
     64 bits, row by row, the first is the highest. What is left of a flat image is rounding, which
     must not decide a bit.
     """
     size = (_DCT_SIDE, _DCT_SIDE)
-    pixels = np.asarray(image.resize(size, Image.Resampling.LANCZOS), dtype=np.float64)
+    pixels = np.asarray(image.convert("L").resize(size, Image.Resampling.LANCZOS), dtype=np.float64)
     low = np.round(_DCT @ pixels @ _DCT.T, 6)
     return _pack(low > np.median(low))
 
@@ -105,7 +110,8 @@ _OF_BYTES: dict[str, tuple[pa.DataType, Callable[[bytes], Any]]] = {
     "image_hash": (pa.binary(16), _image_hash)
 }
 # `decodable` of what does not decode is false, the others are null.
-_OF_PIXELS: dict[str, tuple[pa.DataType, Callable[[Gray], Any]]] = {
+_OF_PIXELS: dict[str, tuple[pa.DataType, Callable[[Image.Image], Any]]] = {
+    "colors": (pa.binary(3 * _COLOR_SIDE**2), colors),
     "decodable": (pa.bool_(), lambda image: True),
     "dhash": (pa.uint64(), dhash),
     "phash": (pa.uint64(), phash),
@@ -154,7 +160,7 @@ def _of_image(data: bytes, names: list[str]) -> dict[str, Any]:
     found = {name: _OF_BYTES[name][1](data) for name in names if name in _OF_BYTES}
     of_pixels = [name for name in names if name in _OF_PIXELS]
     if of_pixels:
-        image = decode_gray(data)
+        image = decode_image(data)
         if image is None:
             return {**found, "decodable": False}
         found |= {name: _OF_PIXELS[name][1](image) for name in of_pixels}

@@ -28,6 +28,15 @@ from curation.engine import Engine
 from curation.imbalance import head_tail_histogram, imbalance
 from curation.index import read_index_file
 from curation.manifest import software_version
+from curation.repeats import (
+    KEPT,
+    REFERENCE_COLUMNS,
+    RepeatRules,
+    Repeats,
+    reference,
+    shard_repeats,
+    summarize,
+)
 from curation.rules import Rules
 from curation.words import WordCounts, frequency_curve, words_of
 from curation.work import WorkFolder, read_decisions
@@ -35,9 +44,7 @@ from curation.work import WorkFolder, read_decisions
 VERSION = 1
 SAMPLES_PER_REASON = 24
 MAX_LISTED_SHARDS = 100
-MAX_CAPTION_CHARACTERS = 1000
 TOP = 50
-KEPT = "kept"
 
 # Upper edges are open at the end: a bin holds edge <= value < next edge, the last one all above.
 _SIDES = (0, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096)
@@ -60,6 +67,7 @@ class ReportTask:
     decisions: Path
     inputs_digest: str
     seed: int
+    repeats: RepeatRules
 
     def __str__(self) -> str:
         return self.shard
@@ -73,22 +81,14 @@ class ShardReport:
     words: tuple[Counter[str], Counter[str]]  # of readable samples, of kept ones
     histograms: dict[str, tuple[IntArray, IntArray]]
     samples: dict[str, list[tuple[int, str, dict[str, Any]]]]  # reason -> (rank, uid, reference)
+    repeats: Repeats
 
 
 def report_shard(task: ReportTask) -> ShardReport:
     """Count what the report needs of one shard."""
-    columns = [
-        "uid",
-        "key",
-        "caption",
-        "image_ext",
-        "image_offset",
-        "image_size",
-        "width",
-        "height",
-    ]
-    index = read_index_file(task.index, columns, digest=task.index_digest)
-    decisions = read_decisions(task.decisions, ["verdict", "reason"], task.inputs_digest)
+    index = read_index_file(task.index, list(REFERENCE_COLUMNS), digest=task.index_digest)
+    columns = ["uid", "verdict", "reason", *task.repeats.columns]
+    decisions = read_decisions(task.decisions, columns, task.inputs_digest)
     verdicts = decisions["verdict"].to_numpy(zero_copy_only=False)
     readable, kept = verdicts != "unreadable", verdicts == KEPT
     captions = np.array(index["caption"].to_pylist(), dtype=object)
@@ -103,6 +103,7 @@ def report_shard(task: ReportTask) -> ShardReport:
         words=words,
         histograms=_histograms(index, captions, readable, kept),
         samples=_references(task, index, np.where(kept, KEPT, decisions["reason"].to_pylist())),
+        repeats=shard_repeats(task.shard, index, decisions, task.repeats, task.seed),
     )
 
 
@@ -142,23 +143,10 @@ def _references(
     chosen = {}
     for reason, rows in by_reason.items():
         chosen[reason] = [
-            (rank, uid, _reference(task.shard, index, row))
+            (rank, uid, reference(task.shard, index, row))
             for rank, uid, row in heapq.nsmallest(SAMPLES_PER_REASON, rows)
         ]
     return chosen
-
-
-def _reference(shard: str, index: pa.Table, row: int) -> dict[str, Any]:
-    content = index.slice(row, 1).to_pylist()[0]
-    caption = content["caption"]
-    return {
-        "shard": shard,
-        "uid": content["uid"].hex(),
-        "key": content["key"],
-        "caption": caption if caption is None else caption[:MAX_CAPTION_CHARACTERS],
-        **{name: content[name] for name in ("image_ext", "image_offset", "image_size")},
-        **{name: content[name] for name in ("width", "height")},
-    }
 
 
 def make_report(
@@ -170,6 +158,7 @@ def make_report(
         DataError: some sample that was read is neither kept, dropped nor unreadable.
     """
     rows = decided.to_pylist()
+    rules, repeats = RepeatRules.of(config), Repeats()
     tasks = [
         ReportTask(
             shard=row["path"],
@@ -178,6 +167,7 @@ def make_report(
             decisions=Path(row["decisions"]),
             inputs_digest=row["inputs_digest"],
             seed=config.seed,
+            repeats=rules,
         )
         for row in rows
     ]
@@ -196,8 +186,11 @@ def make_report(
         for reason, chosen in part.samples.items():
             both = samples.get(reason, []) + chosen
             samples[reason] = heapq.nsmallest(SAMPLES_PER_REASON, both, key=lambda s: s[:2])
+        repeats.merge(part.repeats)
+    totals = _totals(config, scanned, rows)
     return {
-        **_totals(config, scanned, rows),
+        **totals,
+        **summarize(repeats, rules, rows, totals["dropped"], engine),
         "entries": _entries(config),
         "words": {"before": words[0].summary(TOP), "after": words[1].summary(TOP)},
         "histograms": {

@@ -25,6 +25,8 @@ from curation.dedup.text import NearTexts, UInt64Array, normalize_caption, num_r
 KindName = Literal["image", "url", "caption", "phash", "dhash", "text"]
 PIXEL_KINDS = ("phash", "dhash")
 HASH_BITS = 64
+COLORS = "colors"
+COLOR_BYTES = 48
 
 
 class Records(NamedTuple):
@@ -61,7 +63,13 @@ class Kind:
 
 
 def make_kind(
-    name: KindName, *, distance: int, min_jaccard: float, shingle: int, url_column: str
+    name: KindName,
+    *,
+    distance: int,
+    max_color: float | None,
+    min_jaccard: float,
+    shingle: int,
+    url_column: str,
 ) -> Kind:
     """Return a kind of links with its parameters."""
     if name == "image":
@@ -85,11 +93,11 @@ def make_kind(
     return Kind(
         name=name,
         reason="similar image",
-        needs=frozenset({name}),
-        columns=(name,),
+        needs=frozenset({name, COLORS}),
+        columns=(name, COLORS),
         num_bands=distance + 1,
         records=lambda samples: _hash_records(samples, name, distance),
-        near=lambda hashes: _near_hashes(hashes, distance),
+        near=lambda items: _near_hashes(items, distance, max_color),
     )
 
 
@@ -135,24 +143,35 @@ def band_edges(num_bands: int) -> IntArray:
 
 
 def _hash_records(samples: pa.Table, column: str, distance: int) -> Records:
-    values = samples[column].combine_chunks()
-    rows = np.flatnonzero(values.is_valid().to_numpy(zero_copy_only=False)).astype(np.int64)
-    hashes = values.drop_null().to_numpy(zero_copy_only=False)
+    some = samples.filter(samples[column].is_valid())
+    rows = np.flatnonzero(samples[column].is_valid().to_numpy()).astype(np.int64)
+    hashes = some[column].to_numpy()
     edges = band_edges(distance + 1)
     bands = [
         (hashes >> np.uint64(start)) & np.uint64((1 << int(end - start)) - 1)
         for start, end in pairwise(edges)
     ]
     number = np.repeat(np.arange(distance + 1, dtype=np.uint64), len(hashes))
-    item = pa.array(np.tile(hashes, distance + 1), pa.uint64())
+    # What is compared: the hash, 8 bytes, and the colours.
+    packed = hashes.astype(">u8").tobytes()
+    items = [packed[8 * i : 8 * i + 8] + c for i, c in enumerate(some[COLORS].to_pylist())]
+    item = pa.array(items * (distance + 1), pa.binary(8 + COLOR_BYTES))
     return Records(np.tile(rows, distance + 1), number, np.concatenate(bands), item)
 
 
-def _near_hashes(hashes: pa.Array, distance: int) -> Callable[[IntArray, IntArray], BoolArray]:
-    values = hashes.to_numpy(zero_copy_only=False)
+def _near_hashes(
+    items: pa.Array, distance: int, max_color: float | None
+) -> Callable[[IntArray, IntArray], BoolArray]:
+    raw = np.frombuffer(b"".join(items.to_pylist()), np.uint8).reshape(-1, 8 + COLOR_BYTES)
+    hashes = np.ascontiguousarray(raw[:, :8]).view(">u8").reshape(-1).astype(np.uint64)
+    colors = raw[:, 8:].astype(np.int16)
 
     def near(a: IntArray, b: IntArray) -> BoolArray:
-        is_near: BoolArray = np.bitwise_count(values[a][:, None] ^ values[b][None, :]) <= distance
+        is_near: BoolArray = np.bitwise_count(hashes[a][:, None] ^ hashes[b][None, :]) <= distance
+        if max_color is not None:
+            rows, columns = np.nonzero(is_near)
+            difference = np.abs(colors[a[rows]] - colors[b[columns]]).mean(axis=1)
+            is_near[rows, columns] = difference <= max_color
         return is_near
 
     return near

@@ -59,6 +59,7 @@ class Settings:
     by: tuple[KindName, ...]
     keep: tuple[Policy, ...]
     distance: int
+    max_color: float | None
     min_jaccard: float
     shingle: int
     url_column: str
@@ -76,6 +77,7 @@ def _kinds(settings: Settings) -> tuple[Kind, ...]:
         make_kind(
             name,
             distance=settings.distance,
+            max_color=settings.max_color,
             min_jaccard=settings.min_jaccard,
             shingle=settings.shingle,
             url_column=settings.url_column,
@@ -315,6 +317,7 @@ def dedup(
     by: Annotated[tuple[KindName, ...], Field(min_length=1)],
     keep: tuple[Policy, ...] = ("resolution", "caption_length", "key"),
     distance: Annotated[int, Field(ge=0, le=15)] = 3,
+    max_color: Annotated[float, Field(ge=0, le=255)] | None = 16.0,
     min_jaccard: Annotated[float, Field(gt=0, le=1)] = 0.8,
     shingle: Annotated[int, Field(ge=1)] = 4,
     url_column: str = "json.url",
@@ -328,7 +331,9 @@ def dedup(
     url      the same `url_column`            same url
     caption  the same normalised caption      same caption
     phash    up to `distance` bits of the     similar image
-    dhash    64-bit hashes differ             similar image
+    dhash    64-bit hashes differ, and the    similar image
+             colours of 4 x 4 parts by
+             `max_color` of 255 in the mean
     text     the sets of `shingle`-character  similar caption
              runs of the normalised captions
              have a Jaccard similarity of at
@@ -344,8 +349,12 @@ def dedup(
     An image that phash or dhash cannot decode is dropped, "cannot be decoded". In a bucket with
     more than `max_band` different hashes or texts each is compared with the max_band best only;
     the solution counts such buckets. Near-by hashes meet in distance + 1 bands of 64 / (distance +
-    1) bits: beyond 3 the buckets of a large pool are full. Flat images have equal hashes.
+    1) bits: beyond 3 the buckets of a large pool are full. The hashes are of gray images, for which
+    the flags of Ireland and Peru are one: colours tell them apart; with max_color: null a gray
+    copy of a picture is a duplicate too.
     """
     if len(set(by)) < len(by):
         raise ConfigError(f"dedup: a kind of links stands twice in by: {', '.join(by)}.")
-    return Dedup(Settings(by, keep, distance, min_jaccard, shingle, url_column, max_band))
+    return Dedup(
+        Settings(by, keep, distance, max_color, min_jaccard, shingle, url_column, max_band)
+    )

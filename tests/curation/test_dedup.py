@@ -23,7 +23,7 @@ from curation.dedup.rule import find_dropped, first_of_each, judge_dropped, make
 from curation.dedup.text import NearTexts, normalize_caption, num_rows, shingles, text_bands
 from curation.global_rules import global_rules
 
-DISTANCE, JACCARD, SHINGLE = 3, 0.6, 3
+DISTANCE, COLOR, JACCARD, SHINGLE = 3, 16.0, 0.6, 3
 ALL = ("image", "url", "caption", "phash", "text")
 KEEP = ("resolution", "caption_length", "key")
 
@@ -31,7 +31,12 @@ KEEP = ("resolution", "caption_length", "key")
 def kinds_of(names):
     return tuple(
         make_kind(
-            name, distance=DISTANCE, min_jaccard=JACCARD, shingle=SHINGLE, url_column="json.url"
+            name,
+            distance=DISTANCE,
+            max_color=COLOR,
+            min_jaccard=JACCARD,
+            shingle=SHINGLE,
+            url_column="json.url",
         )
         for name in names
     )
@@ -55,6 +60,7 @@ SAMPLE = st.fixed_dictionaries(
         "json.url": st.sampled_from([None, "http://a", "http://b", "http://a#x"]),
         "caption": st.sampled_from(_CAPTIONS),
         "phash": st.sampled_from(_HASHES),
+        "colors": st.sampled_from([bytes([0] * 48), bytes([16] * 48), bytes([40] * 48)]),
         "width": st.integers(1, 2),
         "height": st.just(1),
         "key": st.sampled_from(["k", "k1", "l"]),
@@ -65,6 +71,7 @@ TYPES = {
     "json.url": pa.string(),
     "caption": pa.string(),
     "phash": pa.uint64(),
+    "colors": pa.binary(48),
     "width": pa.int32(),
     "height": pa.int32(),
     "key": pa.string(),
@@ -85,7 +92,8 @@ def is_linked(name, a, b):
         urls = [s["json.url"] and s["json.url"].split("#")[0] for s in (a, b)]
         return urls[0] is not None and urls[0] == urls[1]
     if name == "phash":
-        return (a["phash"] ^ b["phash"]).bit_count() <= DISTANCE
+        apart = abs(a["colors"][0] - b["colors"][0])  # all parts have one colour here
+        return (a["phash"] ^ b["phash"]).bit_count() <= DISTANCE and apart <= COLOR
     one, two = normalize_caption(a["caption"]), normalize_caption(b["caption"])
     if not one or not two:
         return False
@@ -154,7 +162,7 @@ def test_one_hop_and_no_chain():
     samples = table(
         [
             {"phash": h, "width": w, "height": 1, "caption": "c", "key": "k"}
-            | {"image_hash": None, "json.url": None}
+            | {"image_hash": None, "json.url": None, "colors": bytes(48)}
             for h, w in ((0, 9), (0b111, 8), (0b111111, 7), (0b111111 << 20, 6))
         ]
     )

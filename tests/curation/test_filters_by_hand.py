@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from configs.errors import ConfigError, UsageError
-from curation.columns import compute_columns, decode_gray, dhash, phash
+from curation.columns import colors, compute_columns, decode_image, dhash, phash
 from curation.filters import filters
 from curation.filters.base import needs_of
 from curation.filters.file_name import why_file_name
@@ -212,8 +212,8 @@ def photo(seed: int = 0, side: int = 64, kind: str = "PNG", mode: str = "RGB") -
 
 def test_hashes_of_pixels_survive_a_change_of_size_and_format():
     for function in (dhash, phash):
-        large, small = (decode_gray(photo(1, side, "JPEG")) for side in (256, 96))
-        other = decode_gray(photo(3, 256))
+        large, small = (decode_image(photo(1, side, "JPEG")) for side in (256, 96))
+        other = decode_image(photo(3, 256))
         assert (function(large) ^ function(small)).bit_count() <= 4
         assert (function(large) ^ function(other)).bit_count() > 12
 
@@ -231,7 +231,13 @@ def test_transparent_parts_are_white():
     clear = Image.new("RGBA", (20, 20), (0, 0, 0, 0))
     file = io.BytesIO()
     clear.save(file, "PNG")
-    assert decode_gray(file.getvalue()).getextrema() == (255, 255)
+    assert decode_image(file.getvalue()).getextrema() == ((255, 255),) * 3
+
+
+def test_colours_are_the_means_of_the_sixteen_parts():
+    image = Image.new("RGB", (8, 8), (10, 20, 30))
+    image.putpixel((0, 0), (50, 20, 30))  # one of four pixels of the first part
+    assert list(colors(image)) == [20, 20, 30] + [10, 20, 30] * 15
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from tools.report.pictures import sample_picture
 from tools.report.sources import CurationReport, Dataset, Entries, SampleReference
 
 NUM_TOP_ROWS = 20
+NUM_CAPTION_ROWS = 20
 _KEPT = "kept"
 _HISTOGRAM_TITLES = {
     "image_shorter_side": ("Shorter side of the images", "pixels"),
@@ -31,6 +32,8 @@ def dataset_section(dataset: Dataset, heading: str) -> Html:
         _troubled_shards(report),
         element("h3", "Words before and after"),
         _frequencies(report),
+        *_captions(report),
+        *_duplicates(report),
         element("h3", "Sizes before and after"),
         _histograms(report),
         element("h3", "Samples, kept and dropped"),
@@ -208,6 +211,43 @@ def _top_words(report: CurationReport) -> Html:
     caption = f"The {len(rows)} most frequent words"
     header = ("rank", "before", "times", "after", "times")
     return details(caption, table(header, rows, caption=caption))
+
+
+def _captions(report: CurationReport) -> list[Html]:
+    """Return the most frequent captions and what became of their samples."""
+    parts = []
+    for label, captions in report.captions.items():
+        rows = []
+        for found in captions[:NUM_CAPTION_ROWS]:
+            ordered = sorted(found.outcomes.items(), key=lambda o: (-o[1], o[0]))
+            outcomes = [
+                element("span", f"{count:,} ", element("bdi", outcome), class_="reason")
+                for outcome, count in ordered
+            ]
+            rows.append((element("bdi", found.caption), f"{found.count:,}", join(outcomes)))
+        if rows:
+            caption = f"The {len(rows)} most frequent captions ({label})"
+            parts.append(
+                table(("caption", "samples", "what became of them"), rows, caption=caption)
+            )
+    return [element("h3", "Captions that many samples have"), *parts] if parts else []
+
+
+def _duplicates(report: CurationReport) -> list[Html]:
+    """Return the groups of duplicates, the best sample of each first."""
+    parts = []
+    for label, found in report.duplicates.items():
+        groups = []
+        for group in found.groups:
+            outcome = group.best.outcome
+            said = f"{group.num_dropped:,} went for the first one"
+            said += "" if outcome == _KEPT else f", which is out itself: {outcome}"
+            cards = [_card(sample) for sample in (group.best, *group.dropped)]
+            groups += [element("p", said), element("div", *cards, class_="sheet")]
+        if groups:
+            title = f"{label}: {found.num_dropped:,} dropped, {len(found.groups)} groups shown"
+            parts.append(details(title, *groups, is_open=True))
+    return [element("h3", "Duplicates"), *parts] if parts else []
 
 
 def _histograms(report: CurationReport) -> Html:

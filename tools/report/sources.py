@@ -112,6 +112,35 @@ class SampleReference(_Read):
     height: int | None = None
 
 
+class BestSample(SampleReference):
+    """A sample that others go for; `outcome` is "kept" or why it is out itself."""
+
+    outcome: str
+
+
+class DuplicateGroup(_Read):
+    """Samples that go for one other."""
+
+    best: BestSample
+    num_dropped: int
+    dropped: list[SampleReference]
+
+
+class Duplicates(_Read):
+    """What one de-duplication dropped."""
+
+    num_dropped: int
+    groups: list[DuplicateGroup]
+
+
+class FrequentCaption(_Read):
+    """A caption of several samples, and what became of those: "kept" or reason -> samples."""
+
+    caption: str
+    count: int
+    outcomes: dict[str, int]
+
+
 class TroubledShard(_Read):
     """A shard that could not be read whole."""
 
@@ -147,6 +176,8 @@ class CurationReport(_Read):
     entries: Entries | None
     histograms: dict[str, Histogram]
     samples: dict[str, list[SampleReference]]
+    duplicates: dict[str, Duplicates] = {}
+    captions: dict[str, list[FrequentCaption]] = {}
     shards: ShardTotals
 
 
