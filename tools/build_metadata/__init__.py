@@ -1,0 +1,1 @@
+"""Build a metadata list for MetaCLIP balancing from WordNet, texts and page views."""
