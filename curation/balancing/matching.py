@@ -111,7 +111,11 @@ class EntryMatcher:
         flat = np.fromiter(chain.from_iterable(matches), np.int64, 3 * len(matches))
         ends = np.flatnonzero(np.frombuffer(text, np.uint8) == ord("\n"))
         rows = np.searchsorted(ends, flat[1::3]) + first
-        return np.unique(rows << 32 | self._ids[flat[0::3]])
+        pairs = rows << 32 | self._ids[flat[0::3]]
+        pairs.sort()  # nearly in order already: faster than np.unique, which hashes
+        is_first = np.ones(len(pairs), dtype=bool)
+        np.not_equal(pairs[1:], pairs[:-1], out=is_first[1:])
+        return pairs[is_first]
 
 
 def _space_texts(captions: Sequence[str]) -> str:
