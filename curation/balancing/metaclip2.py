@@ -101,8 +101,8 @@ class MetaClip2(Balancer):
         languages: Mapping[str, str],
     ) -> None:
         super().__init__(t, target_size)
-        self._folder, self._digest = metadata, metadata_digest(metadata)
         self._files = find_languages(metadata)
+        self._folder, self._digest = metadata, metadata_digest(metadata)
         self._column, self._reference = language, reference
         self._other, self._merged = other, dict(languages)
         for key, name in (("reference", reference), ("other", other), *languages.items()):
