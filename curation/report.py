@@ -280,6 +280,7 @@ def _funnel(config: CurateConfig, counts: Mapping[str, Any]) -> list[dict[str, A
 def _sources(config: CurateConfig, rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return for each source what was read, kept, unreadable, and dropped by each rule."""
     settings = {source.name: source for source in config.sources}
+    rules = Rules.of(config).labels
     found: dict[str, dict[str, Any]] = {}
     for row in rows:
         source = found.setdefault(
@@ -288,7 +289,7 @@ def _sources(config: CurateConfig, rows: list[dict[str, Any]]) -> dict[str, dict
                 "num_read": 0,
                 "num_kept": 0,
                 "num_unreadable": 0,
-                "dropped": Counter(dict.fromkeys(Rules.of(config).labels, 0)),
+                "dropped": Counter(dict.fromkeys(rules, 0)),
                 "weight": settings[row["source"]].weight,
                 "cap": settings[row["source"]].cap,
             },

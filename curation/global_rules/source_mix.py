@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from configs import draws
+from configs.errors import DataError
 from curation.filters.base import Judgement, first_reason
 from curation.global_rules.base import Pool, ShardPart, Solution
 from curation.global_rules.selection import Bound, Keys, select_smallest
@@ -75,6 +76,12 @@ class SourceMix:
         num_left = dict.fromkeys(self._sources, 0)
         for _, (source, count) in pool.map(_count, None, step="count"):
             num_left[source] += count
+        for name, (weight, cap) in self._sources.items():
+            if weight is not None and not num_left[name] and cap != 0:
+                raise DataError(
+                    f"source {name!r} has a weight, but no sample of it is left by the rules, so "
+                    "that no mix has its share. Loosen the rules, or leave out the weight."
+                )
         quota = quotas(num_left, self._sources)
         cut = {name: q for name, q in quota.items() if 0 < q < num_left[name]}
         bounds = select_smallest(pool, _keys_of, num_left, cut)

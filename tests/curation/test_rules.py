@@ -100,7 +100,8 @@ def samples(captions, *, first=0, **columns) -> pa.Table:
 
 def cut(table: pa.Table, edges) -> list[pa.Table]:
     bounds = sorted({0, table.num_rows, *(e % (table.num_rows + 1) for e in edges)})
-    return [table.slice(a, b - a).combine_chunks() for a, b in pairwise(bounds)]
+    empty = table.slice(0, 0).combine_chunks()  # a shard of which nothing is left
+    return [*(table.slice(a, b - a).combine_chunks() for a, b in pairwise(bounds)), empty]
 
 
 @pytest.fixture(scope="module")
@@ -244,6 +245,8 @@ def test_a_source_mix_keeps_exactly_its_quota_whatever_the_shards(tmp_path):
     finer = [s.slice(i, 5).combine_chunks() for s in shards for i in range(0, 20, 5)]
     again = judge(rule, finer, tmp_path / "2", label="sources", order=list(range(12))[::-1])[1]
     assert again == reasons
+    with pytest.raises(DataError, match="source 'c' has a weight, but no sample"):
+        judge(SourceMix({"a": (2, None), "b": (1, 8), "c": (1, None)}), shards, tmp_path / "3")
 
 
 # MetaCLIP: t
