@@ -33,6 +33,7 @@ from curation.scan import InputShard
 from curation.work import SCANNED, WorkFolder
 
 MAX_SAMPLES = 2_000_000
+_MAX_LOOKED_AT = 20_000
 _HOW = "`pairmill curate CONFIG 'stages=[scan]'` makes them and writes nothing else of the dataset."
 
 
@@ -68,22 +69,26 @@ def _kept_bytes(task: _BytesTask) -> _Bytes:
 def predict(config: CurateConfig, shards: Sequence[InputShard]) -> list[str]:
     """Return lines that say what the job would keep, or how to get an index first."""
     columns = needs_of(rule.build() for rule in Rules.of(config).rules)
-    rows = _indexed(shards, columns)
-    if not rows:
+    chosen, num_looked_at = _choose(shards, columns, config.seed)
+    if not chosen:
         what = f" with the columns {', '.join(columns)}" if columns else ""
-        return [f"no prediction: none of the shards has an index{what} yet. {_HOW}"]
-    chosen = _choose(rows, config.seed)
-    share = _size_of(chosen) / sum(shard.path.stat().st_size for shard in shards)
+        which = (
+            "none of the shards" if num_looked_at == len(shards) else f"none of {num_looked_at:,}"
+        )
+        return [f"no prediction: {which} has an index{what} yet. {_HOW}"]
+    is_part = len(chosen) < len(shards)
+    share = sum(row["num_bytes"] for row in chosen) / sum(s.path.stat().st_size for s in shards)
     lines = []
-    if len(chosen) < len(shards):
+    if is_part:
         lines.append(
             f"the prediction comes from {len(chosen):,} of {len(shards):,} shards ({share:.1%} of "
-            f"the bytes, {len(rows):,} have an index) and is scaled up"
-            + ("." if len(rows) == len(shards) else f". {_HOW}")
+            f"the bytes) and is scaled up"
         )
+    if len(chosen) < num_looked_at:
+        lines.append(f"{num_looked_at - len(chosen):,} shards have no index yet. {_HOW}")
     with tempfile.TemporaryDirectory(prefix="pairmill-dry-run-") as folder:
         changes: dict[str, Any] = {"output": str(Path(folder, "dataset"))}
-        if len(chosen) < len(shards):
+        if is_part:
             changes |= _scaled(config, share)
         trial = config.model_copy(update=changes)
         with Engine(config.engine) as engine:
@@ -98,51 +103,52 @@ def predict(config: CurateConfig, shards: Sequence[InputShard]) -> list[str]:
             ]
             found = engine.map(_kept_bytes, tasks, label="bytes")
             num_bytes = sum(part.num_bytes for _, part in found)
-        return lines + _text(trial, decided, num_bytes, 1 / share if lines else 1.0)
+        return lines + _text(trial, decided, num_bytes, 1 / share if is_part else 1.0)
 
 
-def _indexed(shards: Sequence[InputShard], columns: tuple[str, ...]) -> list[dict[str, Any]]:
-    rows = []
-    for shard in shards:
-        info = read_index_info(shard.index)
-        if info is None or not set(columns) <= set(info.columns):
-            continue
-        if info.num_bytes != shard.path.stat().st_size:
-            continue  # of another state of the tar
-        rows.append(
-            {
-                "source": shard.source,
-                "shard": shard.shard,
-                "path": str(shard.path),
-                "index": str(shard.index.absolute()),
-                "index_digest": digest_of_index(info, columns),
-                "num_samples": info.num_samples,
-                "num_bytes": info.num_bytes,
-                "ignored_members": info.ignored_members,
-                "unreadable": json.dumps(info.unreadable),
-            }
-        )
-    return rows
+def _choose(
+    shards: Sequence[InputShard], columns: tuple[str, ...], seed: int
+) -> tuple[list[dict[str, Any]], int]:
+    """Return rows of SCANNED for the shards to predict from, and how many were looked at.
 
+    All that have an index, in their order; of a large pool as many as make MAX_SAMPLES, by hash.
+    """
 
-def _size_of(rows: Sequence[dict[str, Any]]) -> int:
-    return sum(row["num_bytes"] for row in rows)
-
-
-def _choose(rows: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
-    """Return the shards to predict from, in their order: all, or some by hash."""
-
-    def rank(row: dict[str, Any]) -> bytes:
-        name = f"{seed}\0predict\0{row['source']}\0{row['shard']}"
+    def rank(number: int) -> bytes:
+        name = f"{seed}\0predict\0{shards[number].source}\0{shards[number].shard}"
         return hashlib.blake2b(name.encode(), digest_size=16).digest()
 
-    chosen, num_samples = set(), 0
-    for row in sorted(rows, key=rank):
-        if num_samples and num_samples + row["num_samples"] > MAX_SAMPLES:
+    chosen: dict[int, dict[str, Any]] = {}
+    num_samples = num_looked_at = 0
+    for number in sorted(range(len(shards)), key=rank):
+        if num_samples >= MAX_SAMPLES or num_looked_at >= _MAX_LOOKED_AT:
             break
-        chosen.add((row["source"], row["shard"]))
-        num_samples += row["num_samples"]
-    return [row for row in rows if (row["source"], row["shard"]) in chosen]
+        num_looked_at += 1
+        row = _row(shards[number], columns)
+        if row is not None:
+            chosen[number] = row
+            num_samples += row["num_samples"]
+    return [chosen[number] for number in sorted(chosen)], num_looked_at
+
+
+def _row(shard: InputShard, columns: tuple[str, ...]) -> dict[str, Any] | None:
+    """Return the row of a shard that has an index of its present state with all the columns."""
+    info = read_index_info(shard.index)
+    if info is None or not set(columns) <= set(info.columns):
+        return None
+    if info.num_bytes != shard.path.stat().st_size:
+        return None
+    return {
+        "source": shard.source,
+        "shard": shard.shard,
+        "path": str(shard.path),
+        "index": str(shard.index.absolute()),
+        "index_digest": digest_of_index(info, columns),
+        "num_samples": info.num_samples,
+        "num_bytes": info.num_bytes,
+        "ignored_members": info.ignored_members,
+        "unreadable": json.dumps(info.unreadable),
+    }
 
 
 def _scaled(config: CurateConfig, share: float) -> dict[str, Any]:
