@@ -11,6 +11,7 @@ LONGEST_FIRST = (
     "test_chain.py",
     "pretrain/test_train.py",
     "curation/test_reruns.py",
+    "curation/test_global_rules_job.py",
     "tools/test_cli.py",
     "pretrain/test_objectives.py",
     "pretrain/test_loader.py",
