@@ -51,9 +51,5 @@ def make_ranks(samples: pa.Table, keep: Sequence[Policy]) -> pa.Array:
 
 def rank_positions(ranks: pa.Array) -> IntArray:
     """Return the position of each rank when all are sorted; equal ranks are of one sample."""
-    encoded = ranks.dictionary_encode()
-    order = pc.sort_indices(encoded.dictionary).to_numpy()
-    position = np.empty(len(order), np.int64)
-    position[order] = np.arange(len(order))
-    positions: IntArray = position[encoded.indices.to_numpy(zero_copy_only=False)]
+    positions: IntArray = pc.rank(ranks, tiebreaker="dense").to_numpy().astype(np.int64) - 1
     return positions

@@ -20,7 +20,7 @@ from curation.dedup.links import BoolArray, IntArray
 NUM_PERMUTATIONS = 128
 # Of pairs with exactly the wanted similarity.
 _MAX_MISSED = 0.02
-_TEXTS_AT_ONCE = 256
+_TEXTS_AT_ONCE = 1024
 UInt64Array = npt.NDArray[np.uint64]
 
 
@@ -57,14 +57,16 @@ def _minima(texts: Sequence[str], size: int) -> UInt64Array:
     numbers = np.arange(NUM_PERMUTATIONS, dtype=np.uint64)
     factor = draws.bits(0, "dedup/factor", numbers) | np.uint64(1)
     shift = draws.bits(0, "dedup/shift", numbers)
-    minima = np.empty((len(texts), NUM_PERMUTATIONS), np.uint64)
+    minima = np.empty((NUM_PERMUTATIONS, len(texts)), np.uint64)
     for start in range(0, len(texts), _TEXTS_AT_ONCE):
         sets = [shingles(text, size) for text in texts[start : start + _TEXTS_AT_ONCE]]
         flat = [xxhash.xxh3_64_intdigest(s.encode("utf-8", "replace")) for f in sets for s in f]
+        hashes = np.array(flat, np.uint64)
         starts = np.cumsum([0, *map(len, sets[:-1])])
-        hashes = np.array(flat, np.uint64)[:, None] * factor + shift
-        minima[start : start + len(sets)] = np.minimum.reduceat(hashes, starts, axis=0)
-    return minima
+        for row in range(NUM_PERMUTATIONS):  # all at once would be slower by far: out of the cache
+            hashed = hashes * factor[row] + shift[row]
+            minima[row, start : start + len(sets)] = np.minimum.reduceat(hashed, starts)
+    return minima.T
 
 
 class NearTexts:
