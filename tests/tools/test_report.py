@@ -77,6 +77,21 @@ def folder(tmp_path):
             "caption_length/too few words": [sample | {"caption": "short", "key": "2"}],
             "no image": [nowhere | {"caption": None}],
         },
+        "duplicates": {
+            "dedup": {
+                "num_dropped": 12,
+                "groups": [
+                    {
+                        "best": sample | {"caption": HOSTILE, "outcome": HOSTILE},
+                        "num_dropped": 11,
+                        "dropped": [sample | {"caption": HOSTILE, "key": "3"}],
+                    }
+                ],
+            }
+        },
+        "captions": {
+            "caption_count": [{"caption": HOSTILE, "count": 7, "outcomes": {HOSTILE: 4, "kept": 3}}]
+        },
         "shards": {"num_read": 1, "num_bytes": 1, "damaged": [], "quarantined": []},
     }
     report["shards"]["damaged"] = [{"shard": "1.tar", "why": "short block"}]
@@ -185,6 +200,14 @@ def test_every_number_of_the_account_is_on_the_page(folder):
     assert "Dropped: caption_length/too few words (2 samples, 1 shown)" in said
     assert "Unreadable: no image (1 samples, 1 shown)" in said
     assert "short block" in said
+
+
+def test_duplicates_and_frequent_captions_say_what_became_of_them(folder):
+    said = page_of(folder).said
+    assert "dedup: 12 dropped, 1 groups shown" in said
+    assert f"11 went for the first one, which is out itself: {HOSTILE}" in said
+    assert "The 1 most frequent captions (caption_count)" in said
+    assert "3 kept" in said
 
 
 def test_results_stand_beside_chance_interval_and_baseline(folder):
