@@ -109,6 +109,9 @@ def _png_size(data: bytes | bytearray) -> tuple[int, int] | None:
 def _size(data: bytes) -> tuple[int, int] | None:
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return _webp_size(data)
+    size = quick_size(data)
+    if size is not None:
+        return size
     with no_pillow_limit():
         try:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:

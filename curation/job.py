@@ -32,8 +32,8 @@ from curation.predict import predict
 from curation.report import count_verdicts, make_report
 from curation.rules import Rules
 from curation.scan import InputShard, ScanTask, scan_shard
-from curation.sources import find_shards, fixed_folder
-from curation.spans import is_url, open_file
+from curation.sources import find_shards, fixed_folder, num_bytes_of
+from curation.spans import is_url
 from curation.work import DECIDED, SCANNED, WorkFolder, digest_of, publish_table
 from curation.write import check_output, write
 
@@ -224,11 +224,11 @@ def dry_run(config: CurateConfig) -> str:
     shards = find_inputs(config)
     rules = Rules.of(config)
     for source in sorted({shard.source for shard in shards}):
-        sizes = [_num_bytes(s) for s in shards if s.source == source]
+        sizes = [num_bytes_of(s) for s in shards if s.source == source]
         lines.append(f"source {source}: {len(sizes):,} shards, {sum(sizes) / 1e6:,.1f} MB")
     if rules.balancer:
         lines.append(f"{rules.balancer.label}: {rules.balancer.build().describe()}")
-    per_block, per_shard = config.write.shards_per_block, config.write.samples_per_shard
+    per_block, per_shard = config.write.block_size(len(shards)), config.write.samples_per_shard
     lines += [
         f"rules, in order: {', '.join(rules.labels) or 'none'}",
         f"{len(shards):,} shards make {-(-len(shards) // per_block):,} block(s) of up to "
@@ -237,13 +237,6 @@ def dry_run(config: CurateConfig) -> str:
         *predict(config, shards),
     ]
     return "\n".join(lines)
-
-
-def _num_bytes(shard: InputShard) -> int:
-    if not is_url(shard.path):
-        return Path(shard.path).stat().st_size
-    with open_file(shard.path, dict(shard.storage)) as reader:
-        return reader.num_bytes
 
 
 def index(patterns: Sequence[str]) -> str:

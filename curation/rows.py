@@ -93,12 +93,13 @@ class RowBuilder:
         position, size = batch.positions[row], batch.sizes[row]
         limit = min(position + min(size, _PREFIX_BYTES), batch.limits[row])
         found = quick_size(batch.data[position:limit]) if limit > position else None
-        if found is None or found[0] * found[1] > self._max_pixels:
+        if found is None:
             self._images[number] = read_image_size(
                 lambda n: self._content(batch, row, n), size, self._max_pixels
             )
         else:
-            self._images[number] = found, None
+            is_bomb = found[0] * found[1] > self._max_pixels
+            self._images[number] = found, "too many pixels" if is_bomb else None
         if self._of_image and self._images[number][1] is None:
             if position + size <= batch.limits[row]:
                 with memoryview(batch.data)[position : position + size] as view:

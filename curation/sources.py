@@ -16,7 +16,7 @@ from typing import Any
 from configs.errors import UsageError
 from curation.index import index_path
 from curation.scan import InputShard
-from curation.spans import Storage, as_storage_error, file_system, is_url
+from curation.spans import Storage, as_storage_error, file_system, is_url, open_file
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _WILDCARD = re.compile(r"[*?\[{]")
@@ -104,6 +104,15 @@ def find_shards(
             InputShard(source=source, shard=name, path=path, index=index, storage=options)
         )
     return shards
+
+
+def num_bytes_of(shard: InputShard) -> int:
+    """Return the size of a shard in bytes, as it lies there; 0 where it is not there."""
+    try:
+        with open_file(shard.path, dict(shard.storage)) as reader:
+            return reader.num_bytes
+    except OSError:
+        return 0
 
 
 def _is_file(path: str) -> bool:

@@ -160,14 +160,6 @@ def test_what_is_not_a_tar_is_quarantined_with_the_reason(tmp_path):
     assert "No such file" in scan(tmp_path / "b.tar").quarantined
 
 
-def test_a_compressed_tar_is_refused_with_what_to_do(tmp_path):
-    path = tmp_path / "a.tar"
-    with tarfile.open(path, "w:gz"):
-        pass
-    with pytest.raises(DataError, match="gunzip"):
-        scan(path)
-
-
 def test_reading_an_index_that_is_not_there_says_how_to_make_one(tmp_path):
     with pytest.raises(DataError, match="pairmill index"):
         read_index(tmp_path / "a.tar")
