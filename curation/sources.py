@@ -83,13 +83,13 @@ def find_shards(
         UsageError: a pattern matches nothing, or something that is no tar.
     """
     patterns = [part for pattern in patterns for part in split_list(pattern)]
-    paths = {path for pattern in patterns for path in _match(source, pattern, storage or {})}
     folders = [fixed_folder(pattern) for pattern in patterns]
     if len({folder.partition("://")[0] if is_url(folder) else "" for folder in folders}) > 1:
         raise UsageError(
             f"source {source!r} mixes local paths and URLs, or URLs of two kinds: {folders}. "
             "Make two sources of them."
         )
+    paths = {path for pattern in patterns for path in _match(source, pattern, storage or {})}
     root = os.path.commonpath([folder.replace("://", "/:/") for folder in folders])
     shards = []
     for path in sorted(paths):

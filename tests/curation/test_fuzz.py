@@ -308,7 +308,10 @@ def test_a_job_over_all_of_them_loses_nothing(fuzzed, configure, ray_session, tm
     assert shards["repeated_keys"] == TIMES
     rows = [r for p in sorted(Path(config.output).glob("*.tar")) for r in read_index(p).to_pylist()]
     assert len(rows) == kept == len({row["key"] for row in rows})
-    names = [name for p in Path(config.output).glob("*.tar") for name in tarfile.open(p).getnames()]
+    names = []
+    for path in Path(config.output).glob("*.tar"):
+        with tarfile.open(path) as tar:
+            names += tar.getnames()
     assert not [name for name in names if name.startswith("/") or ".." in name]
     assert len(names) == len(set(names)) == sum(len(row["member_ext"]) for row in rows)
     for path in config.work_dir.rglob("decisions/**/*.parquet"):
