@@ -60,6 +60,10 @@ class CaptionFinder:
 
     def __init__(self, places: Iterable[str]) -> None:
         self._groups = [[parse_place(one) for one in text.split("|")] for text in places]
+        first = self._groups[0][0]
+        # The usual case: one place, and a text at that, which most samples have.
+        is_simple = len(self._groups) == 1 and first.key is None and not first.is_lines
+        self._simple = first.extension if is_simple else None
         self.extensions = frozenset(place.extension for group in self._groups for place in group)
 
     def find(
@@ -69,6 +73,10 @@ class CaptionFinder:
 
         `members`: (extension, number) of its whole members; `sizes` are in bytes, by number.
         """
+        if self._simple is not None:
+            for extension, number in members:
+                if extension == self._simple:
+                    return _texts(self._groups[0][0], number, sizes[number], content, {})
         numbers: dict[str, int] = {}
         for extension, number in members:
             numbers.setdefault(extension, number)

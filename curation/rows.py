@@ -156,10 +156,11 @@ class RowBuilder:
                 captions, caption_problem = [], TOO_LONG
         image_extension, image, size = None, None, None
         problem: str | None = "no image"
+        images = self._images
         for extension, number in whole:
-            if number in self._images:
+            if number in images:
                 image_extension, image = extension, number
-                size, problem = self._images[number]
+                size, problem = images[number]
                 break
         problem = truncated or problem or caption_problem
         rows.uids.append(hasher.digest())
@@ -167,12 +168,15 @@ class RowBuilder:
         rows.captions.append(captions[0] if captions else None)
         rows.all_captions.append(captions if len(captions) > 1 else None)
         rows.image_extensions.append(image_extension)
-        rows.image_at.append(-1 if image is None else len(rows.numbers) + _index(sample, image))
+        image_at = -1
         rows.pixels.append(size)
         rows.problems.append(problem)
         for extension, number in sample.members:
+            if number == image:
+                image_at = len(rows.numbers)
             rows.extensions.append(extension)
             rows.numbers.append(number)
+        rows.image_at.append(image_at)
         rows.ends.append(len(rows.numbers))
         if self._columns:
             rows.values.append(self._row_values(whole, image) if problem is None else {})
@@ -185,10 +189,6 @@ class RowBuilder:
                 content = self._kept_content(number, self._sizes[number])
                 values |= find_values(content, self._of_json)
         return values
-
-
-def _index(sample: SampleMembers, number: int) -> int:
-    return next(i for i, member in enumerate(sample.members) if member[1] == number)
 
 
 class _Rows:

@@ -8,7 +8,9 @@ OUTPUT.work/
     decisions/SOURCE/SHARD   decide: one row a sample
     decided.parquet          decide: one row an input shard
     entry_counts.parquet     decide: entry, before, after
-    plan-DIGEST/             write: the order of the kept samples, block by block
+    plan-DIGEST/             write: the order of the kept samples, block by block; and, until the
+                             dataset is finished, what is kept of gzips, unpacked
+    indexes/SOURCE/SHARD     scan: the indexes of tars on remote storage, without index_dir
 """
 
 from __future__ import annotations

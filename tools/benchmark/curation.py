@@ -82,7 +82,7 @@ def _list_by_tarfile(paths: Sequence[Path]) -> None:
     for path in paths:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
-                assert member.name and member.offset_data >= member.offset + 512
+                assert member.offset_data >= member.offset + 512
 
 
 def _list(paths: Sequence[Path]) -> None:
