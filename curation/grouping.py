@@ -12,6 +12,7 @@ IMAGE_EXTENSIONS = frozenset(
     {"jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "img", "image"}
 )
 CAPTION_EXTENSIONS = frozenset({"txt", "json"})
+_USUAL_EXTENSIONS = IMAGE_EXTENSIONS | CAPTION_EXTENSIONS | {"cls", "npy", "npz"}
 
 
 @dataclass(slots=True)
@@ -76,24 +77,27 @@ class SampleGrouper:
         """Add the next members; return the extension of each, None where it is of no sample."""
         kinds = batch.kinds
         found: list[str | None] = []
+        add, number = found.append, self.num_members
+        prefix, run = self._prefix, self._run
         for row, name in enumerate(batch.names):
-            prefix, run = self._prefix, self._run
             # The members of a sample mostly stand together, with names like those before.
-            extension = name[len(prefix) :]
-            if (
-                prefix
-                and name.startswith(prefix)
-                and extension.isalnum()
-                and extension.islower()
-                and extension not in run.extensions
-                and row not in kinds
-            ):
-                run.members.append((extension, self.num_members))
-                run.extensions.add(extension)
-                self.num_members += 1
-                found.append(extension)
-            else:
-                found.append(self._add(name, kinds.get(row, "file")))
+            if prefix and name.startswith(prefix):
+                extension = name[len(prefix) :]
+                if (
+                    extension in _USUAL_EXTENSIONS
+                    and extension not in run.extensions
+                    and row not in kinds
+                ):
+                    run.members.append((extension, number))
+                    run.extensions.add(extension)
+                    number += 1
+                    add(extension)
+                    continue
+            self.num_members = number
+            add(self._add(name, kinds.get(row, "file")))
+            number += 1
+            prefix, run = self._prefix, self._run
+        self.num_members = number
         return found
 
     def _add(self, name: str, kind: str) -> str | None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from curation.spans import SpanReader
+from curation.spans import LocalReader, SpanReader
 from curation.tar_headers import BLOCK, Member, TarDamageError, check_end, padded, read_member
 from curation.windows import MAX_MEMBER_BYTES, Chunks, Skipping, Window, Windows
 
@@ -69,8 +69,8 @@ def read_batches(reader: SpanReader, *, whole: bool = False) -> Iterator[Batch]:
     Raises:
         TarDamageError: after the last good member, where the rest cannot be read.
     """
-    is_far = reader.is_gzip or reader.window_bytes > _MAX_BYTES // 2
-    with closing(Chunks(reader) if whole or is_far else Skipping(reader)) as windows:
+    is_near = isinstance(reader, LocalReader) and not whole
+    with closing(Skipping(reader) if is_near else Chunks(reader)) as windows:
         at, doubtful = 0, False
         while True:
             walk = _Walk(windows, at)
@@ -114,10 +114,56 @@ class _Walk:
             while len(self._headers) < _MAX_MEMBERS and not self.is_end:
                 if self._parts and (windows.is_whole or self._num_bytes > _MAX_BYTES):
                     return
+                if not self._windows.is_whole and not by_itself:
+                    self._skip_along()
+                    if self.is_end or len(self._headers) >= _MAX_MEMBERS:
+                        return
+                    if self._num_bytes > _MAX_BYTES:
+                        return
                 self._walk_window(by_itself)
                 by_itself = False
         except TarDamageError as error:
             self.error = error
+
+    def _skip_along(self) -> None:
+        """Follow plain headers from window to window, as fast as Python can; stop at any other."""
+        windows, headers, batch = self._windows, self._headers, self.batch
+        first, at, shift, is_plain = len(headers), self.at, self._num_bytes, True
+        add_header, add_size, add_start = headers.append, batch.sizes.append, batch.starts.append
+        counts, ends = [], []
+        while is_plain and len(headers) < _MAX_MEMBERS and shift < _MAX_BYTES:
+            data = windows.skip_to(at, len(headers) - first)
+            before, position, last = len(headers), 0, len(data) - BLOCK
+            while position <= last:
+                flag = data[position + 156]
+                if flag != 48 and flag != 0:
+                    is_plain = False
+                    break
+                try:
+                    size = int(data[position + 124 : position + 135], 8)
+                except ValueError:
+                    size = -1
+                if size < 0:
+                    is_plain = False
+                    break
+                add_header(shift + position)
+                add_size(size)
+                add_start(at + position)
+                position += 512 + ((size + 511) & -512)
+            if len(headers) == before:
+                break
+            at += position
+            shift += len(data)
+            counts.append(len(headers) - before)
+            ends.append(shift)
+            self._parts.append(data)
+        batch.offsets.extend([start + BLOCK for start in batch.starts[first:]])
+        batch.positions.extend([header + BLOCK for header in headers[first:]])
+        batch.limits.extend(np.repeat(np.array(ends, np.int64), counts).tolist())
+        windows.num_headers += len(headers) - first
+        self.at, self._num_bytes = at, shift
+        if len(headers) > first and not windows.reaches(batch.offsets[-1] + batch.sizes[-1]):
+            batch.is_last_truncated = self.is_end = True
 
     def _walk_window(self, by_itself: bool) -> None:
         self._look(BLOCK)

@@ -30,8 +30,8 @@ from configs.errors import UsageError
 
 # One look-ahead read brings a header, the small members behind it, and the start of a picture.
 WINDOW_BYTES = 8192
-# A request to remote storage takes as long as some MiB do.
-REMOTE_WINDOW_BYTES = 8 << 20
+# A request to remote storage takes as long as some hundred KiB do.
+REMOTE_WINDOW_BYTES = 1 << 20
 GZIP_MAGIC = b"\x1f\x8b"
 _FINGERPRINT_BYTES = 64 << 10
 

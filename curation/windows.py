@@ -47,6 +47,14 @@ class Windows(ABC):
     def _end(self) -> int:
         return self._start + self._current.end - self._current.position
 
+    def skip_to(self, at: int, num_more: int) -> bytes:
+        """Return what lies at the byte `at`; `num_more` headers were found since the last count.
+
+        Raises:
+            NotImplementedError: these windows follow each other.
+        """
+        raise NotImplementedError
+
     @abstractmethod
     def window(self, at: int, size: int) -> Window:
         """Return what lies at the byte `at` and behind it, `size` bytes at least where they are."""
@@ -74,10 +82,14 @@ class Skipping(Windows):
 
     def window(self, at: int, size: int) -> Window:
         """Return what lies at the byte `at` and behind it."""
-        is_dense = at < self.num_headers * _DENSE_BYTES
-        data = self._reader.fetch(at, max(size, _DENSE_WINDOW_BYTES if is_dense else WINDOW_BYTES))
+        data = self.skip_to(at, 0)
         self._current, self._start = Window(data, 0, len(data)), at
         return self._current
+
+    def skip_to(self, at: int, num_more: int) -> bytes:
+        """Return what lies at the byte `at`; `num_more` headers were found since the last count."""
+        is_dense = at < (self.num_headers + num_more) * _DENSE_BYTES
+        return self._reader.fetch(at, _DENSE_WINDOW_BYTES if is_dense else WINDOW_BYTES)
 
 
 class Chunks(Windows):

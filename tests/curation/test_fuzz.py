@@ -32,7 +32,7 @@ _FILES: dict[tuple[str, int], bytes] = {}
 def picture(format: str, shade: int) -> bytes:
     if (format, shade) not in _FILES:
         file = io.BytesIO()
-        Image.effect_noise((24, 20), 40 + shade).convert("RGB").save(file, format)
+        Image.effect_noise((48, 40), 40 + shade).convert("RGB").save(file, format)
         _FILES[format, shade] = file.getvalue()
     return _FILES[format, shade]
 
@@ -74,7 +74,7 @@ def bad_header(rng, key):
 
 def undecodable(rng, key):
     data = picture("JPEG", rng.randrange(5))
-    cut = data[: rng.randint(len(data) * 2 // 3, len(data) - 60)]
+    cut = data[: rng.randint(data.index(b"\xff\xda") + 40, len(data) - 60)]
     return [(f"{key}.jpg", cut), (f"{key}.txt", b"t")], "decodable/cannot be decoded"
 
 
