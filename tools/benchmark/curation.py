@@ -301,13 +301,13 @@ def _peaks(config: CurateConfig, folder: Path) -> tuple[int, int]:
     """Run a job in a process of its own; return the peak PSS of its driver and of any worker."""
     path = folder / "job.yaml"
     path.write_text(to_yaml(config))
-    job = subprocess.Popen([sys.executable, "-c", _JOB, path], stderr=subprocess.DEVNULL)
+    job = subprocess.Popen([sys.executable, "-c", _JOB, path], stderr=subprocess.PIPE, text=True)
     driver = worker = 0
     while job.poll() is None:
         driver = max(driver, pss_of(job.pid))
         worker = max([worker, *map(pss_of, workers_below(job.pid))])
         time.sleep(0.05)
-    assert job.returncode == 0
+    assert job.returncode == 0, job.stderr and job.stderr.read()
     return driver, worker
 
 
