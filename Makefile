@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 PACKAGES := configs curation pretrain evaluation tools
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format clean
+.PHONY: help setup demo test soak check format clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -24,11 +24,14 @@ demo: $(READY) ## Make a pool of real pairs, curate it, train CLIP on it, evalua
 test: $(READY) ## Run all tests, two files at a time: real Ray, DeepSpeed processes, the chain end to end
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
+soak: $(READY) ## Kill curation jobs at 10 random moments and compare every byte (PAIRMILL_TEST_SEED=N repeats)
+	@$(BIN)/python -m pytest -m soak -s
+
 check: $(READY) ## Check format, lint, types and import arrows, and run the fast tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q -m "not slow and not ray and not distributed"
+	$(BIN)/python -m pytest -q -m "not slow and not ray and not distributed and not soak"
 
 format: $(READY) ## Format the code and mend what ruff can
 	$(BIN)/ruff format .

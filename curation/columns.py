@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,11 +28,12 @@ import xxhash
 from PIL import Image
 
 from configs.errors import UsageError, did_you_mean
+from curation.captions import MAX_JSON_BYTES, look_up
 from curation.image_header import FORMATS, no_pillow_limit
-from curation.shards import SpanReader
+from curation.spans import SpanReader
 
 JSON_PREFIX = "json."
-_MAX_JSON_BYTES = 16 << 20
+_HASH_ALONE = ("image_hash",)
 _HASH_SIDE = 8
 _DCT_SIDE = 32
 _COLOR_SIDE = 4
@@ -130,6 +131,32 @@ def type_of(name: str) -> pa.DataType:
     )
 
 
+def needs_json(name: str) -> bool:
+    """Tell whether a column comes of the `.json` of a sample."""
+    return name.startswith(JSON_PREFIX)
+
+
+def needs_image(name: str) -> bool:
+    """Tell whether a column comes of all bytes of the image file."""
+    return not needs_json(name)
+
+
+def find_values(data: Any, names: Iterable[str]) -> dict[str, Any]:
+    """Return the values of some columns from the bytes that they come of.
+
+    `data` is an image file, or a JSON where the names are those of its keys.
+    """
+    if names == _HASH_ALONE:  # the one that must keep up with reading
+        return {"image_hash": xxhash.xxh3_128_digest(data)}
+    names = list(names)
+    return _of_json(data, names) if needs_json(names[0]) else _of_image(data, names)
+
+
+def columns_of(values: Sequence[Mapping[str, Any]], names: Iterable[str]) -> dict[str, pa.Array]:
+    """Return the columns `names` from one mapping a sample; what is not in it is null."""
+    return {name: pa.array([v.get(name) for v in values], type_of(name)) for name in names}
+
+
 def compute_columns(
     reader: SpanReader, samples: pa.Table, names: Iterable[str]
 ) -> dict[str, pa.Array]:
@@ -138,25 +165,24 @@ def compute_columns(
     One image at a time is in memory. Images are read only where a name asks for them.
     """
     names = sorted(set(names))
-    types = {name: type_of(name) for name in names}
-    values: dict[str, list[Any]] = {name: [] for name in names}
-    of_image = [name for name in names if not name.startswith(JSON_PREFIX)]
-    of_json = [name for name in names if name.startswith(JSON_PREFIX)]
+    of_image, of_json = list(filter(needs_image, names)), list(filter(needs_json, names))
     wanted = ["problem", "image_offset", "image_size", "member_ext", "member_offset", "member_size"]
+    values: list[dict[str, Any]] = []
     for batch in samples.select(wanted).to_batches(max_chunksize=1000):
         for row in batch.to_pylist():
-            found: dict[str, Any] = {}
+            values.append({})
             if row["problem"] is None and of_image:
                 data = reader.read(row["image_offset"], row["image_size"])
-                found |= _of_image(data, of_image)
-            if row["problem"] is None and of_json:
-                found |= _of_json(_read_json(reader, row), of_json)
-            for name in names:
-                values[name].append(found.get(name))
-    return {name: pa.array(values[name], types[name]) for name in names}
+                values[-1] |= find_values(data, of_image)
+            if row["problem"] is None and of_json and "json" in row["member_ext"]:
+                at = row["member_ext"].index("json")
+                offset, size = row["member_offset"][at], row["member_size"][at]
+                if size <= MAX_JSON_BYTES:
+                    values[-1] |= find_values(reader.read(offset, size), of_json)
+    return columns_of(values, names)
 
 
-def _of_image(data: bytes, names: list[str]) -> dict[str, Any]:
+def _of_image(data: Any, names: list[str]) -> dict[str, Any]:
     found = {name: _OF_BYTES[name][1](data) for name in names if name in _OF_BYTES}
     of_pixels = [name for name in names if name in _OF_PIXELS]
     if of_pixels:
@@ -167,31 +193,12 @@ def _of_image(data: bytes, names: list[str]) -> dict[str, Any]:
     return found
 
 
-def _read_json(reader: SpanReader, row: dict[str, Any]) -> Any:
-    """Return the content of a sample's `.json`; None where it has none that can be read."""
-    if "json" not in row["member_ext"]:
-        return None
-    at = row["member_ext"].index("json")
-    if row["member_size"][at] > _MAX_JSON_BYTES:
-        return None
+def _of_json(data: bytes, names: list[str]) -> dict[str, str | None]:
     try:
-        return json.loads(reader.read(row["member_offset"][at], row["member_size"][at]))
+        content = json.loads(data)
     except (ValueError, RecursionError):
-        return None
-
-
-def _of_json(content: Any, names: list[str]) -> dict[str, str | None]:
-    return {name: _text(_look_up(content, name.removeprefix(JSON_PREFIX))) for name in names}
-
-
-def _look_up(content: Any, key: str) -> Any:
-    """Return the value of a key: as it is written, else of `a.b` the key b of the object a."""
-    if not isinstance(content, dict):
-        return None
-    if key in content:
-        return content[key]
-    first, dot, rest = key.partition(".")
-    return _look_up(content.get(first), rest) if dot else None
+        return {}
+    return {name: _text(look_up(content, name.removeprefix(JSON_PREFIX))) for name in names}
 
 
 def _text(value: Any) -> str | None:

@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, PositiveInt, SerializeAsAny, field_validator
@@ -14,10 +14,12 @@ from pydantic import Field, PositiveInt, SerializeAsAny, field_validator
 from configs.errors import UsageError
 from configs.registry import Config, Tagged, Variant
 from curation.balancing import balancers
+from curation.captions import DEFAULT_PLACES, CaptionFinder
 from curation.filters import filters
 from curation.global_rules import global_rules
 from curation.scan import DEFAULT_MAX_IMAGE_PIXELS, InputShard
 from curation.sources import find_shards
+from curation.spans import is_url
 
 Stage = Literal["scan", "decide", "write", "report"]
 STAGES: tuple[Stage, ...] = ("scan", "decide", "write", "report")
@@ -29,7 +31,10 @@ class SourceConfig(Config):
     """Some shards that belong together."""
 
     name: Name
-    shards: str | tuple[str, ...]  # folder, glob, brace pattern, or a list of those
+    # A folder, glob or brace pattern, or a list of those; of local files or of any fsspec URL.
+    shards: str | tuple[str, ...]
+    # Of the URL's file system: endpoint_url, anon, ... Credentials belong into the environment.
+    storage_options: dict[str, Any] = Field(default_factory=dict)
     # Share of the dataset relative to the other sources with a weight (global_rules/source_mix.py).
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     # Samples of this source in the dataset at most.
@@ -54,7 +59,13 @@ class WriteConfig(Config):
     samples_per_shard: PositiveInt = 10_000
     # Input shards whose samples are shuffled together.
     shards_per_block: PositiveInt = 256
-    shuffle: Literal["block"] = "block"
+    # global: all samples of a small pool together. One worker then holds the whole index, and
+    # every output shard is made from all inputs.
+    shuffle: Literal["block", "global"] = "block"
+
+    def block_size(self, num_shards: int) -> int:
+        """Return how many input shards make a block."""
+        return self.shards_per_block if self.shuffle == "block" else max(1, num_shards)
 
 
 class EngineConfig(Config):
@@ -70,7 +81,9 @@ class CurateConfig(Config):
     name: str
     seed: int = 0
     output: str  # the dataset folder to make
-    index_dir: str | None = None  # beside the tars; a folder where those are read-only
+    # Beside the tars; a folder where those are read-only. Those of URLs go to the work folder.
+    index_dir: str | None = None
+    captions: Annotated[tuple[str, ...], Field(min_length=1)] = DEFAULT_PLACES  # captions.py
     sources: Annotated[tuple[SourceConfig, ...], Field(min_length=1)]
     rules: tuple[
         Annotated[SerializeAsAny[Variant], Tagged(filters, global_rules, balancers)], ...
@@ -90,6 +103,25 @@ class CurateConfig(Config):
                 f"Move {', '.join(early)} to the end; there can be one only"
             )
         return rules
+
+    @field_validator("captions")
+    @classmethod
+    def _places(cls, captions: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            CaptionFinder(captions)
+        except UsageError as error:
+            raise ValueError(str(error)) from None
+        return captions
+
+    @field_validator("output")
+    @classmethod
+    def _local(cls, output: str) -> str:
+        if is_url(output):
+            raise ValueError(
+                "a dataset is written to a folder, where files can be renamed into place; "
+                "got a URL. Give a local or shared folder and copy it when it is finished"
+            )
+        return output
 
     @field_validator("sources")
     @classmethod
@@ -125,6 +157,7 @@ class CurateConfig(Config):
         tree = self.model_dump(mode="json", exclude={"output", "index_dir", "stages", "engine"})
         for section, source in zip(tree["sources"], self.sources, strict=True):
             patterns = source.patterns
+            del section["storage_options"]  # how the source is reached, not what it is
             section["shards"] = patterns[0] if len(patterns) == 1 else list(patterns)
         tree["sources"].sort(key=lambda section: section["name"])
         return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
@@ -140,11 +173,16 @@ def find_inputs(config: CurateConfig) -> list[InputShard]:
     Raises:
         UsageError: a pattern matches nothing, one tar belongs to two sources, or the job wrote it.
     """
-    index_dir = Path(os.path.abspath(config.index_dir)) if config.index_dir else None
+    beside = Path(os.path.abspath(config.index_dir)) if config.index_dir else None
     shards: list[InputShard] = []
-    owner: dict[Path, str] = {}
+    owner: dict[str, str] = {}
     for source in sorted(config.sources, key=lambda source: source.name):
-        for shard in find_shards(source.name, source.patterns, index_dir=index_dir):
+        is_remote = any(map(is_url, source.patterns))
+        index_dir = config.work_dir / "indexes" if is_remote and beside is None else beside
+        options = source.storage_options
+        for shard in find_shards(
+            source.name, source.patterns, index_dir=index_dir, storage=options
+        ):
             if owner.setdefault(shard.path, source.name) != source.name:
                 raise UsageError(
                     f"{shard.path} belongs to two sources, {owner[shard.path]!r} and "
@@ -160,10 +198,13 @@ def _refuse_own_output(config: CurateConfig, shards: list[InputShard]) -> None:
     own = [config.output_dir.resolve(), config.work_dir.resolve()]
     folders: dict[Path, Path] = {}  # resolving asks the file system for each folder on the way
     for shard in shards:
-        folder = shard.path.parent
+        if is_url(shard.path):
+            continue
+        path = Path(shard.path)
+        folder = path.parent
         if folder not in folders:
             folders[folder] = folder.resolve()
-        path = shard.path.resolve() if shard.path.is_symlink() else folders[folder]
+        path = path.resolve() if path.is_symlink() else folders[folder]
         if any(path.is_relative_to(other) for other in own):
             raise UsageError(
                 f"source {shard.source!r} matches {shard.path}, which lies in {own[0]} or its work "

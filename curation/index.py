@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,11 +19,11 @@ import xxhash
 
 from configs.errors import DataError
 from configs.publish import published_file
-from curation.shards import SpanReader
 
 VERSION = 2
 _METADATA_KEY = b"pairmill"
-_FINGERPRINT_BYTES = 64 << 10
+# Columns worth a dictionary; the others differ from row to row.
+_FEW_VALUES = ["image_ext", "member_ext.list.element", "problem"]
 _LEFTOVER_SECONDS = 3600
 
 SCHEMA = pa.schema(
@@ -32,6 +31,7 @@ SCHEMA = pa.schema(
         ("uid", pa.binary(16)),
         ("key", pa.string()),
         ("caption", pa.string()),
+        ("captions", pa.list_(pa.string())),  # null: the one is the only one
         ("image_ext", pa.string()),
         ("image_offset", pa.int64()),
         ("image_size", pa.int64()),
@@ -56,8 +56,12 @@ class IndexInfo:
     num_samples: int
     unreadable: dict[str, int] = field(default_factory=dict)  # problem -> samples
     ignored_members: int = 0
+    ignored: dict[str, int] = field(default_factory=dict)  # why -> members of no sample
+    repeated_keys: int = 0  # samples whose key came before in the shard
+    is_gzip: bool = False  # offsets are those of the tar inside
     damage: str | None = None  # what broke the tar, and at which byte
     max_image_pixels: int | None = None  # the limit that the scan used
+    captions: list[str] | None = None  # the places that the scan looked for captions in
     fingerprint: str | None = None  # of the tar (see `fingerprint_of`): is it still the same one?
     plan: str | None = None  # of a shard that write.py made: the digest of what decided its content
     digest: str | None = None  # of a shard that write.py made: xxh3-128 of the tar
@@ -73,18 +77,6 @@ def index_path(shard: Path | str) -> Path:
     return shard.with_name(shard.name.removesuffix(".tar") + ".index.parquet")
 
 
-def fingerprint_of(reader: SpanReader) -> str:
-    """Return a cheap identity of a tar: xxh3-64 (hex) over its size and both ends, 64 KiB each.
-
-    Its size alone tells little: tars are padded to 10,240 bytes.
-    """
-    hasher = xxhash.xxh3_64(reader.num_bytes.to_bytes(8, "little"))
-    hasher.update(reader.read(0, _FINGERPRINT_BYTES))
-    last = max(0, reader.num_bytes - _FINGERPRINT_BYTES)
-    hasher.update(reader.read(last, _FINGERPRINT_BYTES))
-    return hasher.hexdigest()
-
-
 def write_index(path: Path, samples: pa.Table, info: IndexInfo) -> IndexInfo:
     """Publish the index of one shard; `samples` has the columns of SCHEMA, and any others behind.
 
@@ -98,7 +90,13 @@ def write_index(path: Path, samples: pa.Table, info: IndexInfo) -> IndexInfo:
     samples = samples.select([*SCHEMA.names, *info.columns])
     metadata = {_METADATA_KEY: json.dumps(asdict(info), sort_keys=True).encode()}
     with published_file(path) as file:
-        pq.write_table(samples.replace_schema_metadata(metadata), file, compression="zstd")
+        pq.write_table(
+            samples.replace_schema_metadata(metadata),
+            file,
+            compression="zstd",
+            use_dictionary=_FEW_VALUES,
+            write_statistics=False,
+        )
     return info
 
 
@@ -199,8 +197,3 @@ def read_index_file(
 
 def _broken(path: Path, why: str) -> str:
     return f"{path} is not a readable index ({why}). Remove it, and `pairmill index` makes it anew."
-
-
-def table_of_rows(rows: list[dict[str, Any]], schema: pa.Schema = SCHEMA) -> pa.Table:
-    """Build a table from one dict a row."""
-    return pa.Table.from_pylist(rows, schema=schema)

@@ -32,7 +32,8 @@ from curation.predict import predict
 from curation.report import count_verdicts, make_report
 from curation.rules import Rules
 from curation.scan import InputShard, ScanTask, scan_shard
-from curation.sources import find_shards, fixed_folder
+from curation.sources import find_shards, fixed_folder, num_bytes_of
+from curation.spans import is_url
 from curation.work import DECIDED, SCANNED, WorkFolder, digest_of, publish_table
 from curation.write import check_output, write
 
@@ -109,20 +110,26 @@ def scan(
     """Make the missing indexes with the `columns` that rules need; one row a shard (SCANNED)."""
     remove_index_leftovers({shard.index.parent for shard in shards})
     limit = config.max_image_pixels
-    tasks = [ScanTask(input=s, max_image_pixels=limit, columns=columns) for s in shards]
+    tasks = [
+        ScanTask(input=s, max_image_pixels=limit, captions=config.captions, columns=columns)
+        for s in shards
+    ]
     rows: list[dict[str, Any]] = [{} for _ in tasks]
     for position, scanned in engine.map(scan_shard, tasks, label="scan"):
         shard, info = shards[position], scanned.info
         rows[position] = {
             "source": shard.source,
             "shard": shard.shard,
-            "path": str(shard.path),
+            "path": shard.path,
             "index": str(shard.index.absolute()),
             "index_digest": scanned.index_digest,
             "num_samples": info.num_samples,
             "num_bytes": info.num_bytes,
             "fingerprint": info.fingerprint,
+            "is_gzip": info.is_gzip,
             "ignored_members": info.ignored_members,
+            "ignored": json.dumps(info.ignored),
+            "repeated_keys": info.repeated_keys,
             "unreadable": json.dumps(info.unreadable),
             "damage": info.damage,
             "quarantined": scanned.quarantined,
@@ -158,7 +165,8 @@ def report(
 def _scan_inputs(config: CurateConfig, columns: tuple[str, ...]) -> str:
     sources = [[source.name, source.patterns] for source in config.sources]
     tables = [SCANNED.names, DECIDED.names]  # an older pairmill's are made anew
-    return digest_of(sorted(sources), config.index_dir, config.max_image_pixels, columns, tables)
+    how = (config.max_image_pixels, config.captions, columns, tables)
+    return digest_of(sorted(sources), config.index_dir, *how)
 
 
 def _counts(scanned: pa.Table, decided: pa.Table | None) -> dict[str, Any]:
@@ -179,6 +187,8 @@ def _check(config: CurateConfig) -> None:
     output = config.output_dir
     for source in config.sources:
         for pattern in source.patterns:
+            if is_url(pattern):
+                continue
             folder = Path(fixed_folder(pattern))
             if Path(pattern).is_dir() and output.is_relative_to(folder):
                 raise UsageError(
@@ -214,11 +224,11 @@ def dry_run(config: CurateConfig) -> str:
     shards = find_inputs(config)
     rules = Rules.of(config)
     for source in sorted({shard.source for shard in shards}):
-        sizes = [s.path.stat().st_size for s in shards if s.source == source]
+        sizes = [num_bytes_of(s) for s in shards if s.source == source]
         lines.append(f"source {source}: {len(sizes):,} shards, {sum(sizes) / 1e6:,.1f} MB")
     if rules.balancer:
         lines.append(f"{rules.balancer.label}: {rules.balancer.build().describe()}")
-    per_block, per_shard = config.write.shards_per_block, config.write.samples_per_shard
+    per_block, per_shard = config.write.block_size(len(shards)), config.write.samples_per_shard
     lines += [
         f"rules, in order: {', '.join(rules.labels) or 'none'}",
         f"{len(shards):,} shards make {-(-len(shards) // per_block):,} block(s) of up to "
@@ -235,12 +245,17 @@ def index(patterns: Sequence[str]) -> str:
     `patterns` are folders, tars, globs or brace patterns; the manifest goes into the folder that
     they have in common.
     """
+    if any(map(is_url, patterns)):
+        raise UsageError(
+            f"{next(filter(is_url, patterns))} is a URL: an index lies beside its tars, and none "
+            "is written to remote storage. Copy the tars, or curate them (`pairmill curate`)."
+        )
     shards = find_shards("index", sorted(patterns))
-    folder = shards[0].path.parents[len(Path(shards[0].shard).parts) - 1]
+    folder = Path(shards[0].path).parents[len(Path(shards[0].shard).parts) - 1]
     with Engine() as engine:
         manifest = manifest_of_tars(
             folder,
-            [shard.path for shard in shards],
+            [Path(shard.path) for shard in shards],
             map_shards=lambda function, tasks: engine.map(function, tasks, label="index"),
         )
     read_manifest(folder)

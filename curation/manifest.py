@@ -352,7 +352,7 @@ def _task(path: Path, folder: Path, name: str, max_image_pixels: int) -> ScanTas
     known = read_index_info(index_path(path))
     source, shard = (known.source, known.shard) if known else (name, _relative(path, folder))
     return ScanTask(
-        input=InputShard(source=source, shard=shard, path=path, index=index_path(path)),
+        input=InputShard(source=source, shard=shard, path=str(path), index=index_path(path)),
         max_image_pixels=(known and known.max_image_pixels) or max_image_pixels,
     )
 

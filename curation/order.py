@@ -28,7 +28,12 @@ from curation.work import read_decisions, read_metadata
 TAR = "tar"
 # The texts of a block may pass the 2 GiB that a string column holds.
 _LARGE = pa.schema(
-    [f.with_type(pa.large_string()) if pa.types.is_string(f.type) else f for f in SCHEMA]
+    [
+        f.with_type(pa.large_string() if pa.types.is_string(f.type) else f.type)
+        if f.name != "captions"
+        else f.with_type(pa.large_list(pa.large_string()))
+        for f in SCHEMA
+    ]
 )
 KEY_RECORD = np.dtype([("hash", "<u8"), ("position", "<u8")])
 
@@ -83,7 +88,7 @@ def order_block(task: OrderTask) -> Ordered:
 
 
 def _order(task: OrderTask) -> dict[str, Any]:
-    rows = pa.concat_tables(_kept_rows(shard, n) for n, shard in enumerate(task.shards))
+    rows = pa.concat_tables(kept_rows(shard, n) for n, shard in enumerate(task.shards))
     if rows.num_rows != sum(task.lengths):
         raise DataError(
             f"{task.path}: {rows.num_rows} kept samples, {sum(task.lengths)} in the plan. The "
@@ -106,7 +111,8 @@ def _order(task: OrderTask) -> dict[str, Any]:
     return metadata
 
 
-def _kept_rows(shard: BlockShard, number: int) -> pa.Table:
+def kept_rows(shard: BlockShard, number: int) -> pa.Table:
+    """Return the index rows of a shard's kept samples, with its number in the block."""
     decisions = read_decisions(Path(shard.decisions), ["verdict"], shard.inputs_digest)
     rows = read_index_file(Path(shard.index), SCHEMA.names, digest=shard.index_digest).cast(_LARGE)
     rows = rows.replace_schema_metadata(None).filter(pc.equal(decisions["verdict"], "kept"))

@@ -30,6 +30,7 @@ from curation.imbalance import head_tail_histogram, imbalance
 from curation.index import digest_of_index, read_index_file, read_index_info
 from curation.rules import Rules
 from curation.scan import InputShard
+from curation.sources import num_bytes_of
 from curation.work import SCANNED, WorkFolder
 
 MAX_SAMPLES = 2_000_000
@@ -77,7 +78,7 @@ def predict(config: CurateConfig, shards: Sequence[InputShard]) -> list[str]:
         )
         return [f"no prediction: {which} has an index{what} yet. {_HOW}"]
     is_part = len(chosen) < len(shards)
-    share = sum(row["num_bytes"] for row in chosen) / sum(s.path.stat().st_size for s in shards)
+    share = sum(row["num_bytes"] for row in chosen) / sum(num_bytes_of(s) for s in shards)
     lines = []
     if is_part:
         lines.append(
@@ -136,7 +137,7 @@ def _row(shard: InputShard, columns: tuple[str, ...]) -> dict[str, Any] | None:
     info = read_index_info(shard.index)
     if info is None or not set(columns) <= set(info.columns):
         return None
-    if info.num_bytes != shard.path.stat().st_size:
+    if info.num_bytes != num_bytes_of(shard):
         return None
     return {
         "source": shard.source,
@@ -146,6 +147,7 @@ def _row(shard: InputShard, columns: tuple[str, ...]) -> dict[str, Any] | None:
         "index_digest": digest_of_index(info, columns),
         "num_samples": info.num_samples,
         "num_bytes": info.num_bytes,
+        "is_gzip": info.is_gzip,
         "ignored_members": info.ignored_members,
         "unreadable": json.dumps(info.unreadable),
     }

@@ -236,6 +236,9 @@ def _totals(config: CurateConfig, scanned: pa.Table, rows: list[dict[str, Any]])
     shards = scanned.to_pylist()
     broken = [s for s in shards if s["damage"] and not s["quarantined"]]
     lost = [s for s in shards if s["quarantined"]]
+    ignored: Counter[str] = Counter()
+    for shard in shards:
+        ignored.update(json.loads(shard["ignored"]))
     return {
         "version": VERSION,
         "name": config.name,
@@ -250,6 +253,8 @@ def _totals(config: CurateConfig, scanned: pa.Table, rows: list[dict[str, Any]])
             "num_read": len(shards) - len(lost),
             "num_bytes": sum(s["num_bytes"] for s in shards),
             "ignored_members": sum(s["ignored_members"] for s in shards),
+            "ignored": dict(sorted(ignored.items())),
+            "repeated_keys": sum(s["repeated_keys"] for s in shards),
             "num_damaged": len(broken),
             "damaged": _listed(broken, "damage"),
             "num_quarantined": len(lost),

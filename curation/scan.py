@@ -7,10 +7,10 @@ is accounted for. An image is read whole, or decoded, only where a rule needs it
 from __future__ import annotations
 
 import errno
-import hashlib
-import json
+import gc
 import os
-from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,34 +18,21 @@ from typing import Any
 import pyarrow as pa
 
 from configs.errors import DataError, UsageError
-from curation.columns import compute_columns
-from curation.image_header import read_image_size
+from curation.captions import DEFAULT_PLACES
+from curation.columns import compute_columns, needs_image
 from curation.index import (
     SCHEMA,
     IndexInfo,
     digest_of_index,
-    fingerprint_of,
     read_index_file,
     read_index_info,
-    table_of_rows,
     write_index,
 )
-from curation.shards import (
-    IMAGE_EXTENSIONS,
-    Member,
-    SampleGrouper,
-    SampleMembers,
-    SpanReader,
-    TarDamageError,
-    read_members,
-)
+from curation.rows import RowBuilder
+from curation.shards import TarDamageError, read_batches
+from curation.spans import GzipReader, SpanReader, open_tar
 
 DEFAULT_MAX_IMAGE_PIXELS = 100_000_000
-# A caption or a JSON beyond these is an attack or a mistake, and must not fill a worker's memory.
-MAX_CAPTION_BYTES = 1 << 20
-MAX_JSON_BYTES = 16 << 20
-# Of all captions of a shard.
-MAX_SHARD_CAPTION_BYTES = 256 << 20
 # The tar is not there or is not ours to read. Any other failure is the storage's, and may pass.
 _UNREADABLE = frozenset(
     {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP}
@@ -58,8 +45,9 @@ class InputShard:
 
     source: str
     shard: str
-    path: Path
+    path: str  # absolute, or a URL
     index: Path
+    storage: tuple[tuple[str, Any], ...] = ()  # options of the URL's file system
 
     def __post_init__(self) -> None:
         for path in (self.path, self.index):
@@ -73,7 +61,7 @@ class InputShard:
                 ) from None
 
     def __str__(self) -> str:
-        return str(self.path)
+        return self.path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +70,7 @@ class ScanTask:
 
     input: InputShard
     max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS
+    captions: tuple[str, ...] = DEFAULT_PLACES  # where they are (captions.py)
     columns: tuple[str, ...] = ()  # what the rules need besides (columns.py)
 
     def __str__(self) -> str:
@@ -102,12 +91,6 @@ class Scanned:
         return self.info.num_samples
 
 
-def uid_of(source: str, shard: str, key: str, occurrence: int) -> bytes:
-    """Return the 128-bit identity of a sample (docs/formats.md, `uid`)."""
-    text = f"{source}\0{shard}\0{key}\0{occurrence}"
-    return hashlib.blake2b(text.encode(), digest_size=16).digest()
-
-
 def scan_shard(task: ScanTask) -> Scanned:
     """Make the index of one shard where it is missing or belongs to another state of the tar.
 
@@ -116,16 +99,13 @@ def scan_shard(task: ScanTask) -> Scanned:
     """
     shard = task.input
     try:
-        with SpanReader(shard.path) as reader:
+        with open_tar(shard.path, dict(shard.storage)) as reader:
             known = read_index_info(shard.index)
             if known is not None and _is_current(known, task, reader):
                 if not set(task.columns) <= set(known.columns):
                     known = _add_columns(task, reader, known)
                 return Scanned(info=known, index_digest=digest_of_index(known, task.columns))
-            rows, info = _scan(task, reader)
-            table = table_of_rows(rows)
-            for name, column in compute_columns(reader, table, task.columns).items():
-                table = table.append_column(name, column)
+            table, info = _scan(task, reader)
     except OSError as error:
         why = error.strerror or str(error)
         if error.errno in _UNREADABLE:
@@ -134,7 +114,7 @@ def scan_shard(task: ScanTask) -> Scanned:
             f"{shard.path} cannot be read now ({why}). The storage failed, which says nothing of "
             "the tar: look at it, then run the same line again; what is done stays done."
         ) from None
-    if not rows and info.damage and "not a tar file" in info.damage:
+    if not table.num_rows and info.damage and "not a tar file" in info.damage:
         return _quarantined(task, info.num_bytes, info.damage)
     info = _publish(shard.index, table, info)
     return Scanned(info=info, index_digest=digest_of_index(info, task.columns))
@@ -164,14 +144,15 @@ def _add_columns(task: ScanTask, reader: SpanReader, info: IndexInfo) -> IndexIn
 
 
 def _is_current(info: IndexInfo, task: ScanTask, reader: SpanReader) -> bool:
-    if info.num_bytes != reader.num_bytes or info.fingerprint != fingerprint_of(reader):
+    if info.num_bytes != reader.num_bytes or info.fingerprint != reader.fingerprint():
         return False
     if (
         info.plan is not None
     ):  # the index of a curated shard: its uids tell where its samples came from
         return True
-    made_for = (info.source, info.shard, info.max_image_pixels)
-    return made_for == (task.input.source, task.input.shard, task.max_image_pixels)
+    made_for = (info.source, info.shard, info.max_image_pixels, info.captions)
+    shard = task.input
+    return made_for == (shard.source, shard.shard, task.max_image_pixels, list(task.captions))
 
 
 def _quarantined(task: ScanTask, num_bytes: int, why: str) -> Scanned:
@@ -182,118 +163,51 @@ def _quarantined(task: ScanTask, num_bytes: int, why: str) -> Scanned:
     return Scanned(info=info, quarantined=why)
 
 
-def _scan(task: ScanTask, reader: SpanReader) -> tuple[list[dict[str, Any]], IndexInfo]:
-    shard, damage = task.input, None
-    if reader.read(0, 2) == b"\x1f\x8b":
-        raise DataError(
-            f"{shard.path} is compressed (gzip), which cannot be read at random. "
-            "Unpack it to a plain .tar first (gunzip); images do not shrink by it anyway."
-        )
-    grouper = SampleGrouper()
-    contents = _Contents(reader, task.max_image_pixels)
+@contextmanager
+def _no_cycles() -> Iterator[None]:
+    """Keep Python's search for cycles away: a scan makes none, and a fifth of its time would go."""
+    was_on = gc.isenabled()
+    gc.disable()
     try:
-        for member in read_members(reader):
-            extension = grouper.add(member)
-            if extension is not None:
-                contents.read(extension, member)
-    except TarDamageError as error:
-        damage = str(error)
-    rows = [contents.row(sample, shard) for sample in grouper.finish()]
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def _scan(task: ScanTask, reader: SpanReader) -> tuple[pa.Table, IndexInfo]:
+    shard, damage = task.input, None
+    builder = RowBuilder(
+        reader,
+        source=shard.source,
+        shard=shard.shard,
+        places=task.captions,
+        max_pixels=task.max_image_pixels,
+        columns=task.columns,
+    )
+    with _no_cycles():
+        try:
+            for batch in read_batches(reader, whole=any(map(needs_image, task.columns))):
+                builder.add(batch)
+        except TarDamageError as error:
+            damage = str(error)
+            if isinstance(reader, GzipReader) and reader.damage:
+                damage = f"{reader.damage}: {damage}"
+        table = builder.table()
+    ignored = builder.grouper.ignored
     info = IndexInfo(
         source=shard.source,
         shard=shard.shard,
         num_bytes=reader.num_bytes,
-        num_samples=len(rows),
-        unreadable=dict(sorted(Counter(r["problem"] for r in rows if r["problem"]).items())),
-        ignored_members=grouper.num_ignored,
+        num_samples=table.num_rows,
+        unreadable=dict(sorted(builder.unreadable.items())),
+        ignored_members=ignored.total(),
+        ignored=dict(sorted(ignored.items())),
+        repeated_keys=builder.num_repeated_keys,
+        is_gzip=reader.is_gzip,
         damage=damage,
         max_image_pixels=task.max_image_pixels,
-        fingerprint=fingerprint_of(reader),
+        captions=list(task.captions),
+        fingerprint=reader.fingerprint(),
     )
-    return rows, info
-
-
-class _Contents:
-    """What was read of the members of a shard, each while the reader's window is over it."""
-
-    def __init__(self, reader: SpanReader, max_pixels: int) -> None:
-        self._reader = reader
-        self._max_pixels = max_pixels
-        self._captions_left = MAX_SHARD_CAPTION_BYTES
-        # Start of the member -> (size in pixels or caption, problem).
-        self._sizes: dict[int, tuple[tuple[int, int] | None, str | None]] = {}
-        self._texts: dict[int, tuple[str | None, str | None]] = {}
-
-    def read(self, extension: str, member: Member) -> None:
-        """Read what the index needs of one member."""
-        if member.is_truncated:
-            return
-        if extension in IMAGE_EXTENSIONS:
-            self._sizes[member.start] = read_image_size(
-                lambda n: self._reader.read(member.offset, min(n, member.size)),
-                member.size,
-                self._max_pixels,
-            )
-        elif extension in ("txt", "json"):
-            read = _read_caption if extension == "txt" else _read_json_caption
-            caption, problem = read(self._reader, member)
-            # A character takes up to four bytes, which is near enough for a budget.
-            self._captions_left -= len(caption or "")
-            if self._captions_left < 0:
-                caption, problem = None, "caption too long"
-            self._texts[member.start] = caption, problem
-
-    def row(self, sample: SampleMembers, shard: InputShard) -> dict[str, Any]:
-        """Return a sample's row of the index."""
-        whole = [(ext, member) for ext, member in sample.members if not member.is_truncated]
-        extension, image = next((m for m in whole if m[0] in IMAGE_EXTENSIONS), (None, None))
-        size, problem = self._sizes[image.start] if image else (None, "no image")
-        texts = {ext: self._texts[m.start] for ext, m in whole if m.start in self._texts}
-        caption, caption_problem = texts.get("txt") or texts.get("json", (None, "no caption"))
-        is_truncated = len(whole) < len(sample.members)
-        width, height = size or (None, None)
-        members = [member for _, member in sample.members]
-        num_bytes = self._reader.num_bytes
-        return {
-            "uid": uid_of(shard.source, shard.shard, sample.key, sample.occurrence),
-            "key": sample.key,
-            "caption": caption,
-            "image_ext": extension,
-            "image_offset": image and image.offset,
-            "image_size": image and image.size,
-            "width": width,
-            "height": height,
-            "member_ext": [ext for ext, _ in sample.members],
-            "member_start": [member.start for member in members],
-            "member_offset": [member.offset for member in members],
-            "member_size": [min(member.size, num_bytes - member.offset) for member in members],
-            "problem": "truncated" if is_truncated else problem or caption_problem,
-        }
-
-
-def _read_caption(reader: SpanReader, member: Member) -> tuple[str | None, str | None]:
-    if member.size > MAX_CAPTION_BYTES:
-        return None, "caption too long"
-    try:
-        return reader.read(member.offset, member.size).decode(), None
-    except UnicodeDecodeError:
-        return None, "caption not utf-8"
-
-
-def _read_json_caption(reader: SpanReader, member: Member) -> tuple[str | None, str | None]:
-    """Return the `caption` of a JSON. A broken one matters only where no .txt has the caption."""
-    if member.size > MAX_JSON_BYTES:
-        return None, "bad json"
-    try:
-        content = json.loads(reader.read(member.offset, member.size))
-    except (ValueError, RecursionError):
-        return None, "bad json"
-    caption = content.get("caption") if isinstance(content, dict) else None
-    if not isinstance(caption, str):
-        return None, "no caption" if isinstance(content, dict) else "bad json"
-    try:
-        if len(caption.encode()) > MAX_CAPTION_BYTES:
-            return None, "caption too long"
-    except UnicodeEncodeError:  # half of a surrogate pair, written as \\ud800
-        return None, "caption not utf-8"
-    return caption, None
+    return table, info

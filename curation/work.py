@@ -8,7 +8,9 @@ OUTPUT.work/
     decisions/SOURCE/SHARD   decide: one row a sample
     decided.parquet          decide: one row an input shard
     entry_counts.parquet     decide: entry, before, after
-    plan-DIGEST/             write: the order of the kept samples, block by block
+    plan-DIGEST/             write: the order of the kept samples, block by block; and, until the
+                             dataset is finished, what is kept of gzips, unpacked
+    indexes/SOURCE/SHARD     scan: the indexes of tars on remote storage, without index_dir
 """
 
 from __future__ import annotations
@@ -37,7 +39,10 @@ SCANNED = pa.schema(
         ("num_samples", pa.int64()),
         ("num_bytes", pa.int64()),
         ("fingerprint", pa.string()),  # of the tar; null where it is quarantined
+        ("is_gzip", pa.bool_()),
         ("ignored_members", pa.int64()),
+        ("ignored", pa.string()),  # JSON: why -> members that belong to no sample
+        ("repeated_keys", pa.int64()),
         ("unreadable", pa.string()),  # JSON: problem -> samples
         ("damage", pa.string()),
         ("quarantined", pa.string()),
@@ -48,6 +53,7 @@ DECIDED = pa.schema(
         *(SCANNED.field(name) for name in ("source", "shard", "path", "index", "index_digest")),
         ("num_bytes", pa.int64()),
         ("fingerprint", pa.string()),
+        ("is_gzip", pa.bool_()),
         ("decisions", pa.string()),
         ("inputs_digest", pa.string()),  # of all that the decisions depend on
         ("num_samples", pa.int64()),

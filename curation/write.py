@@ -27,12 +27,14 @@ import pyarrow as pa
 from configs.errors import DataError, UsageError
 from configs.publish import publish_text, remove_leftovers
 from curation.config import CurateConfig
-from curation.copying import CopyTask, Segment, SourceTar, copy_shard
+from curation.copying import CopyTask, Segment, SourceTar, copy_shard, made_before
 from curation.engine import Engine
 from curation.index import index_path
 from curation.manifest import Manifest, Shard, read_manifest, write_manifest
 from curation.order import BlockShard, Ordered, OrderTask, order_block
 from curation.renames import RenameTask, find_renames, num_buckets
+from curation.spans import is_url
+from curation.unpack import UnpackTask, unpack_shard
 from curation.work import WorkFolder, digest_of
 
 VERSION = 1
@@ -122,7 +124,8 @@ def write(config: CurateConfig, decided: pa.Table, engine: Engine) -> Manifest:
     _remove_other_plans(work, plan)
 
     per_shard = config.write.samples_per_shard
-    blocks = plan_blocks(rows, seed=config.seed, shards_per_block=config.write.shards_per_block)
+    size = config.write.block_size(len(rows))
+    blocks = plan_blocks(rows, seed=config.seed, shards_per_block=size)
     folder = work.plan(plan)
     ordered = _order(blocks, folder, config, engine, num_kept)
     renames = _find_renames(ordered, folder, engine, num_kept)
@@ -130,27 +133,83 @@ def write(config: CurateConfig, decided: pa.Table, engine: Engine) -> Manifest:
     num_shards = -(-num_kept // per_shard)
     width = max(5, len(str(num_shards - 1)))
     _remove_stale(output, {f"{n:0{width}d}" for n in range(num_shards)})
-    tars = [
-        tuple(SourceTar(s["path"], s["num_bytes"], s["fingerprint"]) for s in block.shards)
-        for block in blocks
-    ]
-    tasks = [
-        CopyTask(
-            path=output / f"{number:0{width}d}.tar",
-            segments=tuple(
-                Segment(ordered[b].block, piece, at, tars[b]) for b, piece, at in segments
-            ),
-            renames=renames,
-            source=config.name,
-            plan=plan,
-        )
-        for number, segments in plan_segments(blocks, per_shard)
-    ]
+    tars = _source_tars(config, blocks)
+    pieces = list(plan_segments(blocks, per_shard))
+
+    def copy_tasks() -> list[CopyTask]:
+        return [
+            CopyTask(
+                path=output / f"{number:0{width}d}.tar",
+                segments=tuple(
+                    Segment(ordered[b].block, piece, at, tuple(tars[b]))
+                    for b, piece, at in segments
+                ),
+                renames=renames,
+                source=config.name,
+                plan=plan,
+            )
+            for number, segments in pieces
+        ]
+
+    tasks = copy_tasks()
+    if any(row["is_gzip"] for row in rows) and not all(map(made_before, tasks)):
+        _unpack(blocks, tars, folder, engine)
+        tasks = copy_tasks()
     shards: list[Shard | None] = [None] * len(tasks)
     for position, copied in engine.map(copy_shard, tasks, label="write"):
         path = tasks[position].path
         shards[position] = Shard(path, copied.num_samples, copied.num_bytes, copied.digest)
-    return _publish(config, [shard for shard in shards if shard], parents, plan)
+    manifest = _publish(config, [shard for shard in shards if shard], parents, plan)
+    shutil.rmtree(folder / "unpacked", ignore_errors=True)
+    return manifest
+
+
+def _source_tars(config: CurateConfig, blocks: Sequence[Block]) -> list[list[SourceTar]]:
+    storage = {s.name: tuple(sorted(s.storage_options.items())) for s in config.sources}
+    return [
+        [
+            SourceTar(
+                shard["path"],
+                shard["num_bytes"],
+                shard["fingerprint"],
+                storage[shard["source"]] if is_url(shard["path"]) else (),
+            )
+            for shard in block.shards
+        ]
+        for block in blocks
+    ]
+
+
+def _unpack(
+    blocks: Sequence[Block], tars: list[list[SourceTar]], folder: Path, engine: Engine
+) -> None:
+    """Unpack the gzips among the tars; put what was unpacked in their place."""
+    where = [
+        (number, at)
+        for number, block in enumerate(blocks)
+        for at, shard in enumerate(block.shards)
+        if shard["is_gzip"]
+    ]
+    tasks = [
+        UnpackTask(
+            path=folder / "unpacked" / f"{number:06d}-{at:06d}.tar",
+            tar=tars[number][at],
+            shard=_block_shard(blocks[number].shards[at]),
+        )
+        for number, at in where
+    ]
+    for position, unpacked in engine.map(unpack_shard, tasks, label="unpack"):
+        number, at = where[position]
+        tars[number][at] = unpacked.tar
+
+
+def _block_shard(row: dict[str, Any]) -> BlockShard:
+    return BlockShard(
+        index=row["index"],
+        index_digest=row["index_digest"],
+        decisions=row["decisions"],
+        inputs_digest=row["inputs_digest"],
+    )
 
 
 def _plan_digest(config: CurateConfig, rows: list[dict[str, Any]]) -> str:
@@ -223,15 +282,7 @@ def _order(
         OrderTask(
             path=folder / f"block-{number:06d}.parquet",
             keys=folder / f"keys-{number:06d}.bin",
-            shards=tuple(
-                BlockShard(
-                    index=row["index"],
-                    index_digest=row["index_digest"],
-                    decisions=row["decisions"],
-                    inputs_digest=row["inputs_digest"],
-                )
-                for row in block.shards
-            ),
+            shards=tuple(map(_block_shard, block.shards)),
             start=block.start,
             lengths=tuple(cut_lengths(block.start, block.num_kept, config.write.samples_per_shard)),
             num_buckets=num_buckets(num_kept),
@@ -276,4 +327,5 @@ def _publish(config: CurateConfig, shards: list[Shard], parents: list[str], plan
             plan=plan,
         )
     (output / UNFINISHED).unlink(missing_ok=True)
+    remove_leftovers(output)  # of workers that outlived a killed driver
     return manifest

@@ -90,12 +90,6 @@ def test_a_pattern_that_matches_nothing_is_named(pool, tmp_path, pattern):
         find_shards("s", [pattern])
 
 
-def test_a_compressed_tar_in_a_folder_is_refused_not_passed_over(tmp_path):
-    (tmp_path / "a.tar.gz").write_bytes(b"")
-    with pytest.raises(UsageError, match="gunzip"):
-        find_shards("s", [str(tmp_path)])
-
-
 def test_a_tar_in_two_sources_is_refused(job, pool):
     folder = str(pool / "train")
     config = job(sources=[{"name": "a", "shards": folder}, {"name": "b", "shards": folder}])

@@ -18,7 +18,7 @@ from curation.filters.base import needs_of
 from curation.filters.file_name import why_file_name
 from curation.filters.url import split_url
 from curation.scan import InputShard, ScanTask, scan_shard
-from curation.shards import SpanReader
+from curation.spans import LocalReader
 
 
 def reasons(judge, **columns):
@@ -262,7 +262,7 @@ def mixed_shard(tmp_path, tars):
         ("f.json", b"{"),
     ]
     path = tars.write(tmp_path / "00000.tar", members)
-    return InputShard(source="s", shard="00000.tar", path=path, index=tmp_path / "i.parquet")
+    return InputShard(source="s", shard="00000.tar", path=str(path), index=tmp_path / "i.parquet")
 
 
 def test_the_scan_computes_the_columns_that_rules_need(mixed_shard):
@@ -309,5 +309,5 @@ def test_an_index_with_columns_added_later_equals_one_made_at_once(mixed_shard):
 
 
 def test_no_scan_makes_a_column_that_nobody_knows(mixed_shard):
-    with SpanReader(mixed_shard.path) as reader, pytest.raises(UsageError, match="'phash'"):
+    with LocalReader(mixed_shard.path) as reader, pytest.raises(UsageError, match="'phash'"):
         compute_columns(reader, pa.table({}), ["phahs"])

@@ -7,20 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curation.shards import (
-    SampleGrouper,
-    SpanReader,
-    TarDamageError,
-    read_members,
-    split_name,
-)
+from curation.grouping import SampleGrouper, split_name
+from curation.shards import TarDamageError, read_members
+from curation.spans import open_tar
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 
 
 def read_all(path):
     members, damage = [], None
-    with SpanReader(path) as reader:
+    with open_tar(path) as reader:
         try:
             for member in read_members(reader):
                 members.append(member)
@@ -51,7 +47,7 @@ def test_reader_finds_every_member_whatever_its_size(tmp_path_factory, tars, siz
     members, damage = read_all(path)
     assert damage is None or not sizes
     assert [m.size for m in members] == sizes
-    with SpanReader(path) as reader:
+    with open_tar(path) as reader:
         for i, member in enumerate(members):
             assert reader.read(member.offset, member.size) == bytes([i]) * sizes[i]
 

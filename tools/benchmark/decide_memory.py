@@ -55,6 +55,7 @@ def _write_shard(path: Path, number: int, num_rows: int, words: pa.Array) -> Ind
         ),
         "key": pa.array([f"{number:05d}{row:05d}" for row in range(num_rows)]),
         "caption": captions,
+        "captions": pa.nulls(num_rows, SCHEMA.field("captions").type),
         "image_ext": pa.array(["jpg"] * num_rows),
         "image_offset": pa.array(starts + 512),
         "image_size": pa.array(rng.integers(20_000, 50_000, num_rows)),
