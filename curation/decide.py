@@ -14,11 +14,12 @@ shard.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -241,35 +242,40 @@ def decide(config: CurateConfig, scanned: pa.Table, inputs: str, engine: Engine)
     job = _Job(config, WorkFolder(config.work_dir), engine)
     rules = Rules.of(config)
     after = _EntryCounts(rules.balancer)
-    shards = [row for row in scanned.to_pylist() if row["quarantined"] is None]
-    digests = [row["index_digest"] for row in shards]
+    shards = scanned.filter(scanned["quarantined"].is_null()).combine_chunks()
+    digests = shards["index_digest"].to_pylist()
     solved: Solved | None = None
     solutions: dict[str, Any] = {}
     for number, phase in enumerate(rules.phases):
         digests = [
             digest_of(digest, solved and solved.folder.name, phase.digest) for digest in digests
         ]
-        judged = _run_phase(job, shards, digests, (number, phase), solved, after)
+        outcome = _run_phase(job, shards, digests, (number, phase), solved, after)
         if phase.ends_with is None:
             break
         places = _Lazily(len(shards), partial(_place, job.work, shards, number))
-        names = [(row["source"], row["shard"]) for row in shards]
-        solved = _solve(
-            phase.ends_with,
-            places,
-            digest_of(sorted(zip(names, digests, strict=True))),
-            sum(part.num_left for part in judged),
-            job,
-        )
+        seen = _digest_of_pool(shards, digests)
+        solved = _solve(phase.ends_with, places, seen, int(outcome.num_left.sum()), job)
         solutions[phase.ends_with.label] = solved.read().values
         after.take(solved)
-    rows = [
-        _summary(job.work, row, digest, part)
-        for row, digest, part in zip(shards, digests, judged, strict=True)
-    ]
     publish_text(job.work.solutions_file, json.dumps(solutions, indent=1, sort_keys=True) + "\n")
     after.publish(job.work.entry_counts)
-    return job.work.publish_summary("decided", DECIDED, rows, inputs)
+    table = _summary(job.work, shards, digests, outcome)
+    return job.work.publish_summary("decided", table, inputs)
+
+
+def _digest_of_pool(shards: pa.Table, digests: Sequence[str]) -> str:
+    """Return the digest of what a global rule sees: all shards by name, in any order."""
+    order = pc.sort_indices(shards, [("source", "ascending"), ("shard", "ascending")])
+    pool = hashlib.sha256()
+    for i in order.to_pylist():
+        pool.update(f"{_cell(shards, 'source', i)}\n{_cell(shards, 'shard', i)}\n".encode())
+        pool.update(f"{digests[i]}\n".encode())
+    return pool.hexdigest()
+
+
+def _cell(shards: pa.Table, column: str, row: int) -> Any:
+    return shards[column][row].as_py()
 
 
 class _EntryCounts:
@@ -292,12 +298,11 @@ class _EntryCounts:
             self._before = read_counts(solved.folder)
             self._after = np.zeros(len(self._before), np.int64)
 
-    def add(self, judged: Judged) -> Judged:
-        """Add the counts of a shard's kept samples; return the rest."""
+    def add(self, judged: Judged) -> None:
+        """Add the counts of a shard's kept samples."""
         if judged.entries is not None:
             ids, counts = judged.entries
             self._after[ids] += counts
-        return replace(judged, entries=None)
 
     def publish(self, path: Path) -> None:
         """Publish the table of all entries."""
@@ -314,22 +319,31 @@ class _EntryCounts:
             publish_table(path, table)
 
 
+@dataclass(frozen=True)
+class _Outcome:
+    """What a phase left of all shards, in their order: a few bytes each."""
+
+    num_samples: IntArray
+    num_left: IntArray
+    reasons: list[str]  # last phase: JSON, reason or problem -> samples that are out
+
+
 def _run_phase(
     job: _Job,
-    shards: Sequence[dict[str, Any]],
+    shards: pa.Table,
     digests: Sequence[str],
     numbered: tuple[int, Phase],
     solved: Solved | None,
     after: _EntryCounts,
-) -> list[Judged]:
+) -> _Outcome:
     number, phase = numbered
 
     def make(i: int) -> JudgeTask:
-        row = shards[i]
-        where = job.work.partial(number, row["source"], row["shard"])
+        source, shard = _cell(shards, "source", i), _cell(shards, "shard", i)
+        where = job.work.partial(number, source, shard)
         return JudgeTask(
             place=_place(job.work, shards, number - 1, i),
-            result=where if phase.ends_with else job.work.decisions(row["source"], row["shard"]),
+            result=where if phase.ends_with else job.work.decisions(source, shard),
             result_digest=digests[i],
             solved=solved,
             phase=phase,
@@ -338,36 +352,43 @@ def _run_phase(
         )
 
     step = phase.ends_with.label if phase.ends_with else "decide"
-    judged: list[Any] = [None] * len(shards)
-    for position, part in job.engine.map(judge_shard, _Lazily(len(shards), make), label=step):
-        judged[position] = after.add(part)
-    return judged
+    num_samples, num_left = np.zeros((2, len(shards)), np.int64)
+    outcome = _Outcome(num_samples, num_left, [""] * len(shards))
+    for i, judged in job.engine.map(judge_shard, _Lazily(len(shards), make), label=step):
+        after.add(judged)
+        outcome.num_samples[i], outcome.num_left[i] = judged.num_samples, judged.num_left
+        if phase.ends_with is None:
+            outcome.reasons[i] = json.dumps(judged.reasons)
+    return outcome
 
 
-def _place(work: WorkFolder, shards: Sequence[dict[str, Any]], phase: int, number: int) -> Place:
-    row = shards[number]
+def _place(work: WorkFolder, shards: pa.Table, phase: int, number: int) -> Place:
+    source, shard = _cell(shards, "source", number), _cell(shards, "shard", number)
     return Place(
         number=number,
-        source=row["source"],
-        shard=row["shard"],
-        index=Path(row["index"]),
-        index_digest=row["index_digest"],
-        partial=work.partial(phase, row["source"], row["shard"]),
+        source=source,
+        shard=shard,
+        index=Path(_cell(shards, "index", number)),
+        index_digest=_cell(shards, "index_digest", number),
+        partial=work.partial(phase, source, shard),
     )
 
 
 def _summary(
-    work: WorkFolder, shard: dict[str, Any], digest: str, judged: Judged
-) -> dict[str, Any]:
-    if judged.num_samples != shard["num_samples"]:
+    work: WorkFolder, shards: pa.Table, digests: Sequence[str], outcome: _Outcome
+) -> pa.Table:
+    scanned = shards["num_samples"].to_numpy()
+    for i in np.flatnonzero(outcome.num_samples != scanned)[:1]:
         raise DataError(
-            f"{shard['index']}: {judged.num_samples} rows, {shard['num_samples']} when scanned. "
-            "It changed since: run the scan again (`stages=[scan]`)."
+            f"{_cell(shards, 'index', int(i))}: {outcome.num_samples[i]} rows, {scanned[i]} when "
+            "scanned. It changed since: run the scan again (`stages=[scan]`)."
         )
-    return {
-        **{name: shard[name] for name in DECIDED.names if name in shard},
-        "decisions": str(work.decisions(shard["source"], shard["shard"])),
-        "inputs_digest": digest,
-        "num_kept": judged.num_left,
-        "reasons": json.dumps(judged.reasons),
+    names = zip(shards["source"].to_pylist(), shards["shard"].to_pylist(), strict=True)
+    made = {
+        "decisions": pa.array([str(work.decisions(*name)) for name in names], pa.string()),
+        "inputs_digest": pa.array(digests, pa.string()),
+        "num_kept": pa.array(outcome.num_left),
+        "reasons": pa.array(outcome.reasons, pa.string()),
     }
+    columns = [made[name] if name in made else shards[name] for name in DECIDED.names]
+    return pa.table(columns, schema=DECIDED)

@@ -140,7 +140,8 @@ def scan(
             f"none of the {len(rows)} shards can be read; the first is {lost[0]['path']}: "
             f"{lost[0]['quarantined']}. Expected WebDataset tars: look at the sources of the job."
         )
-    return WorkFolder(config.work_dir).publish_summary("scanned", SCANNED, rows, inputs)
+    table = pa.Table.from_pylist(rows, schema=SCANNED)
+    return WorkFolder(config.work_dir).publish_summary("scanned", table, inputs)
 
 
 def report(

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -134,11 +134,8 @@ class WorkFolder:
         """Return the folder of one plan of writing."""
         return self.folder / f"plan-{digest[:16]}"
 
-    def publish_summary(
-        self, name: str, schema: pa.Schema, rows: Sequence[Mapping[str, Any]], inputs: str
-    ) -> pa.Table:
+    def publish_summary(self, name: str, table: pa.Table, inputs: str) -> pa.Table:
         """Publish what a stage says of every input shard; `inputs` is what it depended on."""
-        table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
         publish_table(self.folder / f"{name}.parquet", table, {"inputs": inputs})
         return table
 
