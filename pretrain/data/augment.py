@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from configs import draws
-from pretrain.data.decode import UInt8Array, open_image
+from pretrain.data.decode import UInt8Array, open_image, scale_for
 
 _TRIES = 10
 _NUM_CROP_DRAWS = _TRIES * 4 + 1  # area, aspect, x, y of ten tries; the flip
@@ -73,8 +73,9 @@ class ImageTransform:
         Raises UndecodableImageError.
         """
         image = open_image(data, max_image_pixels=self.max_image_pixels)
-        box = self.box(image.width, image.height, drawn)
-        scale = image.scale(self.image_size / min(box.width, box.height))
+        box, scale = self._box(image.width, image.height, drawn)
+        if not image.can_scale:
+            scale = 1
         x = self._resized(image.pixels(scale), _divided(box, scale))
         if self.flip and drawn[_NUM_CROP_DRAWS - 1] < 0.5:
             x = x.flip(-1)
@@ -83,16 +84,27 @@ class ImageTransform:
         return x.contiguous() if out is None else out.copy_(x)
 
     def box(self, width: int, height: int, drawn: npt.NDArray[np.float64]) -> Box:
-        """Return the crop of a picture of that size, before scaled decoding rounds it.
+        """Return the crop of a picture of that size, in its pixels."""
+        return self._box(width, height, drawn)[0]
 
-        Random: ten tries as in torchvision's RandomResizedCrop, then the largest centred box within
-        `ratio`.
-        """
+    def _box(self, width: int, height: int, drawn: npt.NDArray[np.float64]) -> tuple[Box, int]:
+        """Return the crop, moved to the grid of scaled decoding, and its scale."""
+        box = self._drawn_box(width, height, drawn)
+        scale = scale_for(min(box.width, box.height), self.image_size)
+        if scale == 1:
+            return box, 1
+        left, top = scale * round(box.left / scale), scale * round(box.top / scale)
+        right = min(width, scale * round((box.left + box.width) / scale))
+        bottom = min(height, scale * round((box.top + box.height) / scale))
+        return Box(left, top, right - left, bottom - top), scale
+
+    def _drawn_box(self, width: int, height: int, drawn: npt.NDArray[np.float64]) -> Box:
         if self.crop == "squash":
             return Box(0, 0, width, height)
         if self.crop == "center":
             side = min(width, height)
             return Box((width - side) // 2, (height - side) // 2, side, side)
+        # Ten tries as in torchvision's RandomResizedCrop, then the largest centred box in `ratio`.
         low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
         for area, aspect, x, y in drawn[: 4 * _TRIES].reshape(-1, 4).tolist():
             target = width * height * (self.scale[0] + area * (self.scale[1] - self.scale[0]))
@@ -133,10 +145,9 @@ class ImageTransform:
 
 
 def _divided(box: Box, scale: int) -> Box:
-    """Return a box in pixels of a picture decoded at 1 / scale, at least one pixel wide."""
+    """Return a box on the grid of `scale` in pixels of the picture decoded at 1 / scale."""
     left, top = box.left // scale, box.top // scale
-    right = max(left + 1, round((box.left + box.width) / scale))
-    bottom = max(top + 1, round((box.top + box.height) / scale))
+    right, bottom = -(-(box.left + box.width) // scale), -(-(box.top + box.height) // scale)
     return Box(left, top, right - left, bottom - top)
 
 

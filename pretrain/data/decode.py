@@ -21,9 +21,15 @@ from PIL import Image, ImageOps
 UInt8Array = npt.NDArray[np.uint8]
 # Named: Pillow would otherwise try every plug-in, and EPS starts Ghostscript on what it is given.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-_SCALES = (8, 4, 2)
-_MARGIN = 2  # decoded pixels for each pixel needed; below it the error of scaled decoding shows
 _ORIENTATION = 0x0112
+
+
+def scale_for(num_pixels: int, needed: int) -> int:
+    """Return by which of 1, 2, 4, 8 a JPEG may be divided of which `num_pixels` become `needed`.
+
+    Two decoded pixels stay for each one needed: below that the error of scaled decoding shows.
+    """
+    return next((scale for scale in (8, 4, 2) if 2 * needed * scale <= num_pixels), 1)
 
 
 class UndecodableImageError(Exception):
@@ -44,17 +50,13 @@ class OpenImage:
     _orientation: int
     _picture: Image.Image | None  # None: a JPEG for libjpeg-turbo
 
-    def scale(self, needed: float) -> int:
-        """Return by which of 1, 2, 4, 8 this can be divided when decoding.
-
-        `needed`: how many pixels of the result a pixel of the picture will become (at most 1).
-        """
-        if self._picture is not None:
-            return 1
-        return next((scale for scale in _SCALES if _MARGIN * needed * scale <= 1), 1)
+    @property
+    def can_scale(self) -> bool:
+        """Whether `pixels` can decode at a fraction of the size."""
+        return self._picture is None
 
     def pixels(self, scale: int = 1) -> UInt8Array:
-        """Return [ceil(height / scale), ceil(width / scale), 3] uint8.
+        """Return [ceil(height / scale), ceil(width / scale), 3] uint8; `scale`: 1, 2, 4 or 8.
 
         Raises UndecodableImageError.
         """
@@ -93,6 +95,8 @@ def open_image(data: bytes, *, max_image_pixels: int) -> OpenImage:
         try:
             picture = Image.open(io.BytesIO(data), formats=_FORMATS)
             orientation = picture.getexif().get(_ORIENTATION, 1)
+        except Image.DecompressionBombError as error:  # Pillow's own limit, above which it stops
+            raise UndecodableImageError("too many pixels", str(error)) from None
         except Exception as error:  # whatever a hostile file provokes
             reason = str(error).partition(" <_io")[0]
             problem = f"{type(error).__name__}: {reason}"

@@ -17,7 +17,8 @@ from typing import Any
 
 import fsspec
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
-from webdataset import filters, gopen, tariterators
+from webdataset import filters, tariterators
+from webdataset.gopen import gopen
 from webdataset.shardlists import ResampledShards
 
 from configs import draws
@@ -144,7 +145,7 @@ def _opened(shards: Iterator[dict[str, Any]], report: Any) -> Iterator[dict[str,
         url = shard["url"]
         try:
             piped = url.startswith("pipe:")
-            stream = gopen.gopen(url) if piped else fsspec.open(url, "rb").open()
+            stream = gopen(url) if piped else fsspec.open(url, "rb").open()
         except Exception as error:  # every file system raises its own
             report(error)
             continue
