@@ -106,7 +106,8 @@ class ImageTransform:
             return Box((width - side) // 2, (height - side) // 2, side, side)
         # Ten tries as in torchvision's RandomResizedCrop, then the largest centred box in `ratio`.
         low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
-        for area, aspect, x, y in drawn[: 4 * _TRIES].reshape(-1, 4).tolist():
+        for first in range(0, 4 * _TRIES, 4):
+            area, aspect, x, y = drawn[first : first + 4].tolist()
             target = width * height * (self.scale[0] + area * (self.scale[1] - self.scale[0]))
             ratio = math.exp(low + aspect * (high - low))
             w, h = round(math.sqrt(target * ratio)), round(math.sqrt(target / ratio))

@@ -1,11 +1,11 @@
 """Image bytes to RGB pixels, no larger than they are needed.
 
 JPEG goes through libjpeg-turbo (simplejpeg): decoded whole, or scaled by 1/2, 1/4 or 1/8 where that
-still leaves twice the resolution needed: the resize that follows then stays near PIL's bicubic of
-the whole picture (the scales between are slower than no scaling). Everything else, and what
-libjpeg-turbo finds fault with, goes through Pillow. Alpha is composed on white, other modes become
-RGB, EXIF orientation is applied, an animation gives its first frame. Images are hostile: the pixel
-count is checked from the header first.
+still leaves one and a half times the resolution needed: the resize that follows then stays near
+PIL's bicubic of the whole picture (the scales between are slower than no scaling). Everything else,
+and what libjpeg-turbo finds fault with, goes through Pillow. Alpha is composed on white, other
+modes become RGB, EXIF orientation is applied, an animation gives its first frame. Images are
+hostile: the pixel count is checked from the header first.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ _ORIENTATION = 0x0112
 def scale_for(num_pixels: int, needed: int) -> int:
     """Return by which of 1, 2, 4, 8 a JPEG may be divided of which `num_pixels` become `needed`.
 
-    Two decoded pixels stay for each one needed: below that the error of scaled decoding shows.
+    One and a half decoded pixels stay for each one needed: below that the error of scaled decoding
+    is above 35 dB on photographs (36.3 dB at 1.43, 34.6 dB at 1.25, medians).
     """
-    return next((scale for scale in (8, 4, 2) if 2 * needed * scale <= num_pixels), 1)
+    return next((scale for scale in (8, 4, 2) if 3 * needed * scale <= 2 * num_pixels), 1)
 
 
 class UndecodableImageError(Exception):
@@ -128,7 +129,7 @@ def _open_jpeg(data: bytes) -> OpenImage | None:
 
 
 def _orientation(data: bytes) -> int:
-    if b"Exif\0\0" not in data[: 1 << 17]:
+    if not _has_exif(data):
         return 1
     try:
         picture = Image.open(io.BytesIO(data), formats=("JPEG",))
@@ -136,6 +137,16 @@ def _orientation(data: bytes) -> int:
     except Exception:  # Exif that cannot be read turns nothing
         return 1
     return found if found in range(1, 9) else 1
+
+
+def _has_exif(data: bytes) -> bool:
+    """Return whether one of the segments before the picture is Exif's."""
+    at = 2
+    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] not in (b"\xda", b""):
+        if data[at + 4 : at + 10] == b"Exif\0\0":
+            return True
+        at += 2 + int.from_bytes(data[at + 2 : at + 4])
+    return False
 
 
 def _oriented(pixels: UInt8Array, orientation: int) -> UInt8Array:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections import OrderedDict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,14 +78,17 @@ class _Members:
 
 @dataclass
 class _OpenShard:
+    """Texts stay in Arrow's compact form; numbers become Python's, which are read fastest."""
+
     location: str
+    name: str
     descriptor: int | None  # None: by ranged requests
     key: Any
     caption: Any
     captions: Any  # None where the index has one caption a sample
-    problem: Any
-    offset: Any
-    size: Any
+    problem: dict[int, str]  # row -> problem
+    offset: list[int | None]
+    size: list[int]
     members: _Members | None
 
 
@@ -113,7 +115,7 @@ class ShardReader:
         self._fetch_ahead = fetch_ahead
         self._extensions = frozenset(extensions)
         self._ignored = frozenset({"no caption"} if captionless else ())
-        self._open: OrderedDict[int, _OpenShard] = OrderedDict()
+        self._open: dict[int, _OpenShard] = {}
 
     def read(self, shard: int, row: int) -> RawSample:
         """Return the sample in `row` of shard number `shard`.
@@ -122,21 +124,20 @@ class ShardReader:
             UnusableSampleError: the index says that this sample cannot be read.
             DataError: the shard is missing, cut, or not what the manifest says.
         """
-        opened = self._shard(shard)
-        name = f"{opened.location.rpartition('/')[2]}:{opened.key[row].as_py()}"
-        problem = opened.problem[row].as_py()
+        opened = self._open.get(shard) or self._shard(shard)
+        name = f"{opened.name}:{opened.key[row].as_py()}"
+        problem = opened.problem.get(row)
         if problem is not None and problem not in self._ignored:
             raise UnusableSampleError(name, problem.partition(":")[0], problem)
-        ranges = {} if opened.members is None else opened.members.ranges(row, self._extensions)
-        offset, size = opened.offset[row].as_py(), opened.size[row].as_py()
+        offset = opened.offset[row]
         if offset is None:
             raise UnusableSampleError(name, "no image", "no image")
-        return RawSample(
-            key=name,
-            captions=_captions(opened, row),
-            image=self._bytes(opened, name, offset, size),
-            member={ext: self._bytes(opened, name, *ranges[ext]) for ext in ranges},
-        )
+        image = self._bytes(opened, name, offset, opened.size[row])
+        member: dict[str, bytes] = {}
+        if opened.members is not None:
+            for extension, span in opened.members.ranges(row, self._extensions).items():
+                member[extension] = self._bytes(opened, name, *span)
+        return RawSample(name, _captions(opened, row), image, member)
 
     def retain(self, shards: Iterable[int]) -> None:
         """Close the shards that are not among `shards`: their windows are over."""
@@ -187,12 +188,9 @@ class ShardReader:
         return data
 
     def _shard(self, shard: int) -> _OpenShard:
-        if shard in self._open:
-            self._open.move_to_end(shard)
-            return self._open[shard]
+        """Open a shard; where too many are open, the one opened first is closed."""
         while len(self._open) >= self._max_open_shards:
-            _, oldest = self._open.popitem(last=False)
-            self._close(oldest)
+            self._close(self._open.pop(next(iter(self._open))))
         location = self._source.location(shard)
         expected = self._source.manifest.table.slice(shard, 1).to_pylist()[0]
         open_shard = self._open_remote if is_remote(location) else self._open_local
@@ -205,10 +203,6 @@ class ShardReader:
             )
         self._open[shard] = opened = _with_columns(location, descriptor, table)
         return opened
-
-    @property
-    def _columns(self) -> list[str]:
-        return _COLUMNS + (_MEMBER_COLUMNS if self._extensions else [])
 
     def _open_local(self, location: str, num_bytes: int) -> tuple[int | None, pa.Table]:
         try:
@@ -228,9 +222,16 @@ class ShardReader:
         return descriptor, self._read_index(Path(location))
 
     def _read_index(self, tar: Path) -> pa.Table:
-        names = self._columns
-        with_captions = "captions" in pq.read_schema(index_path(tar)).names
-        return read_index(tar, names + (["captions"] if with_captions else []))
+        wanted = _COLUMNS + (_MEMBER_COLUMNS if self._extensions else [])
+        try:
+            with pq.ParquetFile(index_path(tar)) as file:
+                there = set(file.schema_arrow.names)
+                if there.issuperset(wanted):
+                    columns = [name for name in (*wanted, "captions") if name in there]
+                    return file.read(columns, use_threads=False)
+        except (OSError, pa.ArrowException):
+            pass
+        return read_index(tar, wanted)  # says what is wrong
 
     def _open_remote(self, location: str, num_bytes: int) -> tuple[int | None, pa.Table]:
         assert self._cache is not None
@@ -280,23 +281,27 @@ def _with_columns(location: str, descriptor: int | None, table: pa.Table) -> _Op
             lists[1].values.to_numpy(),
             lists[2].values.to_numpy(),
         )
+    problems = enumerate(columns["problem"].to_pylist())
     return _OpenShard(
         location=location,
+        name=location.rpartition("/")[2],
         descriptor=descriptor,
         key=columns["key"],
         caption=columns["caption"],
         captions=columns.get("captions"),
-        problem=columns["problem"],
-        offset=columns["image_offset"],
-        size=columns["image_size"],
+        problem={row: problem for row, problem in problems if problem is not None},
+        offset=columns["image_offset"].to_pylist(),
+        size=columns["image_size"].to_pylist(),
         members=members,
     )
 
 
 def _captions(opened: _OpenShard, row: int) -> list[str]:
     several = None if opened.captions is None else opened.captions[row].as_py()
+    if several:
+        return [text for text in several if text is not None]
     one = opened.caption[row].as_py()
-    return [text for text in (several or [one]) if text is not None]
+    return [] if one is None else [one]
 
 
 def _pread(descriptor: int, size: int, offset: int, location: str) -> bytes:
@@ -305,6 +310,8 @@ def _pread(descriptor: int, size: int, offset: int, location: str) -> bytes:
     while missing:
         try:
             data = os.pread(descriptor, missing, offset + size - missing)
+            if len(data) == size:
+                return data
         except OSError as error:
             failures += 1
             if failures == _TRIES:
@@ -318,4 +325,4 @@ def _pread(descriptor: int, size: int, offset: int, location: str) -> bytes:
             break
         parts.append(data)
         missing -= len(data)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+    return b"".join(parts)

@@ -151,10 +151,10 @@ class Cache:
             part = self._claim(path, num_bytes)
             if isinstance(part, int):
                 return self._fetch(url, path, part, num_bytes)
+            if not wait:
+                return None
             if part == "full":
                 self._warn_full(num_bytes)
-                return None
-            if not wait:
                 return None
             time.sleep(_POLL_SECONDS)
 

@@ -209,7 +209,7 @@ class Tokenizer:
         if self.is_clip:
             for i, text in enumerate(cleaned):
                 if "_of_text>" in text:  # to open_clip, the name of a special token is the token
-                    ids[i] = [ids[i][0], *_open_clip().encode(text), ids[i][-1]]
+                    ids[i] = [ids[i][0], *_open_clip().encode(texts[i]), ids[i][-1]]
         return ids
 
     def __call__(self, texts: Sequence[str]) -> torch.Tensor:
@@ -239,6 +239,7 @@ def _open_clip() -> Any:
     return SimpleTokenizer()
 
 
+@lru_cache(maxsize=1)
 def _clip_pattern() -> str:
     """Return CLIP's word pattern for lower-case text.
 
