@@ -45,7 +45,7 @@ class Throughput:
             )
         measured += f", model alone {self.model:,.0f} samples/s a rank"
         if self.data < self.model:
-            return f"{measured}: the data are the limit. {self._more_data(self.model)}"
+            return f"{measured}: the data are the limit: {self._more_data(self.model)}"
         return (
             f"{measured}: the model is the limit, with data for {self.data / self.model:.1f} times "
             "its speed. A larger local batch, bf16 or a higher reduction.mask_ratio make it faster."
