@@ -228,7 +228,7 @@ def test_a_crop_lies_inside_the_picture(width, height, position, scale, crop):
 
 
 def test_crops_have_the_areas_and_aspects_asked_for():
-    made = transform(scale=(0.3, 0.6), ratio=(0.75, 4 / 3))
+    made = transform(image_size=224, scale=(0.3, 0.6), ratio=(0.75, 4 / 3))
     drawn = made.draw(0, np.arange(500))
     boxes = [made.box(400, 300, row) for row in drawn]
     areas = np.asarray([b.width * b.height / 120_000 for b in boxes])
