@@ -95,7 +95,7 @@ def test_ids_are_open_clips_on_raw_web_captions_and_names_in_26_languages(clip, 
         texts += [line.rstrip("\n").split("\t")[-1] for line in file][::4]
     with gzip.open(SHARED / "emoji/names-multilingual.jsonl.gz", "rt", encoding="utf-8") as file:
         texts += [line[:300] for line in file][::8]
-    assert len(texts) > 3000
+    assert len(texts) > 2500
     assert torch.equal(clip(texts), reference(texts))
 
 
