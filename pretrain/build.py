@@ -1,73 +1,82 @@
-"""Build the parts of a run from its configuration: manifest, tokenizer, model, engine, data."""
+"""Build the parts of a run from its configuration: data, tokenizer, model, engine, batches."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow.compute as pc
 import torch
 import torch.distributed as dist
+from braceexpand import braceexpand
 
 from configs import draws
-from configs.errors import ConfigError, DataError
+from configs.errors import ConfigError, PairmillError
 from configs.publish import published_folder
-from curation.manifest import Manifest, read_index, read_manifest
-from pretrain.config import PretrainConfig
-from pretrain.data.decode import ImageTransform
-from pretrain.data.loader import BatchDataset, BatchPlan
+from pretrain.config import AugmentationConfig, PretrainConfig, TokenizerConfig
+from pretrain.data.augment import ImageTransform
+from pretrain.data.captions import CaptionChoice
+from pretrain.data.dataset import Sources, open_sources
+from pretrain.data.loader import Batch, BatchDataset, BatchPlan, SampleForm, batches
+from pretrain.data.mixture import shares_of
+from pretrain.data.reader import captions_of
+from pretrain.data.remote import CachePlan
+from pretrain.data.streaming import Stream, StreamDataset, stream_batches
 from pretrain.engine import Engine, start_processes
 from pretrain.model.clip import ClipModel, Json, read_model_config
-from pretrain.model.tokenizer import END_ID, TOKENIZER_FILE, Tokenizer
+from pretrain.model.tokenizer import TOKENIZER_FILE, Tokenizer
 from pretrain.objectives.group import Group, world_or_solo
 from pretrain.objectives.registry import Objective
 from pretrain.ranks import on_first_rank
+
+Batches = Iterator[Batch | PairmillError]
 
 
 @dataclass(frozen=True)
 class Parts:
     """What a run is made of on one rank."""
 
-    manifest: Manifest
+    data: Sources | Stream
     tokenizer: Tokenizer
     engine: Engine
     objective: Objective
     group: Group
-    dataset: BatchDataset
+    dataset: BatchDataset | StreamDataset
+
+    def batches(self, *, first: int, last: int, num_workers: int) -> Batches:
+        """Yield this rank's parts of the global batches over samples consumed [first, last)."""
+        return open_batches(self.dataset, first=first, last=last, num_workers=num_workers)
 
 
 def build_parts(config: PretrainConfig) -> Parts:
     """Start the processes and build everything; ranks end up with equal weights."""
-    manifest = read_dataset(config)
     model_config = read_model_config(config.model)
     device = start_processes(config.engine.num_threads)
     check_batch(config, dist.get_world_size())
-    tokenizer = run_tokenizer(config, manifest, model_config["text_cfg"]["context_length"])
+    data = read_data(config)
+    tokenizer = run_tokenizer(config, data, model_config["text_cfg"]["context_length"])
     torch.manual_seed(config.seed)
     model = ClipModel(with_tokenizer(model_config, tokenizer))
     group = world_or_solo()
-    dataset = build_dataset(config, manifest, tokenizer, model, group)
+    dataset = build_dataset(config, data, tokenizer, model, rank=group.rank, world_size=group.size)
     engine = Engine(model, config, device)
-    return Parts(manifest, tokenizer, engine, config.objective.build(), group, dataset)
+    return Parts(data, tokenizer, engine, config.objective.build(), group, dataset)
 
 
-def read_dataset(config: PretrainConfig) -> Manifest:
-    """Read the manifest; raise DataError where there is nothing in it to train on.
+def read_data(config: PretrainConfig) -> Sources | Stream:
+    """Open what the run trains on; rank 0 indexes what has no index and looks at every shard."""
+    if config.data.source == "streaming":
+        urls = [url for pattern in config.data.urls for url in _expanded(pattern)]
+        return Stream(tuple(urls))
+    on_first_rank(lambda: open_sources(config.data))
+    return open_sources(config.data, first_rank=False)
 
-    Rank 0 looks at every shard on disk, the others need not.
-    """
-    manifest = read_manifest(
-        Path(config.data.manifest), check_files=os.environ.get("RANK", "0") == "0"
-    )
-    if manifest.num_samples == 0:
-        raise DataError(
-            f"{config.data.manifest}: the manifest has no samples. Curate again with looser rules."
-        )
-    return manifest
+
+def _expanded(pattern: str) -> Iterator[str]:
+    # a shell command may have braces of its own
+    yield from [pattern] if pattern.startswith("pipe:") else braceexpand(pattern)
 
 
 def check_batch(config: PretrainConfig, world_size: int) -> None:
@@ -81,36 +90,69 @@ def check_batch(config: PretrainConfig, world_size: int) -> None:
 
 
 def build_dataset(
-    config: PretrainConfig, manifest: Manifest, tokenizer: Tokenizer, model: ClipModel, group: Group
-) -> BatchDataset:
-    """Return the dataset of this rank's batches."""
-    transform = ImageTransform(
-        image_size=model.image_size,
-        scale=config.augmentation.scale,
-        ratio=config.augmentation.ratio,
-        flip=config.augmentation.flip,
-        max_image_pixels=config.data.max_image_pixels,
+    config: PretrainConfig,
+    data: Sources | Stream,
+    tokenizer: Tokenizer,
+    model: ClipModel,
+    *,
+    rank: int,
+    world_size: int,
+) -> BatchDataset | StreamDataset:
+    """Return the dataset of one rank's batches."""
+
+    def transform(section: AugmentationConfig) -> ImageTransform:
+        return ImageTransform(
+            image_size=model.image_size,
+            max_image_pixels=config.data.max_image_pixels,
+            **section.model_dump(),
+        )
+
+    captions = config.data.captions
+    form = SampleForm(
+        image=transform(config.augmentation),
+        caption=CaptionChoice(places=tuple(captions.places.items()), templates=captions.templates),
+        views=tuple(map(transform, config.data.views)),
+        negative_caption=captions.negative,
+        negative_image=config.data.negative_image,
     )
     plan = BatchPlan(
         seed=config.seed,
         global_batch_size=config.global_batch_size,
-        rank=group.rank,
-        world_size=group.size,
+        rank=rank,
+        world_size=world_size,
         window_shards=config.data.window_shards,
         num_patches=model.num_patches,
         mask_ratio=config.reduction.mask_ratio,
     )
-    return BatchDataset(manifest, transform, tokenizer, plan)
+    if isinstance(data, Stream):
+        return StreamDataset(data, form, tokenizer, plan)
+    remote = config.data.remote
+    cache = CachePlan(
+        folder=Path(remote.folder) / "shards",
+        max_bytes=remote.cache_bytes,
+        retries=remote.retries,
+        num_threads=remote.num_threads,
+    )
+    return BatchDataset(data, form, tokenizer, plan, cache)
 
 
-def run_tokenizer(config: PretrainConfig, manifest: Manifest, context_length: int) -> Tokenizer:
+def open_batches(
+    dataset: BatchDataset | StreamDataset, *, first: int, last: int, num_workers: int
+) -> Batches:
+    """Yield one rank's parts of the global batches over samples consumed [first, last)."""
+    if isinstance(dataset, StreamDataset):
+        return stream_batches(dataset, first=first, last=last, num_workers=num_workers)
+    return batches(dataset, first=first, last=last, num_workers=num_workers)
+
+
+def run_tokenizer(config: PretrainConfig, data: Sources | Stream, context_length: int) -> Tokenizer:
     """Return the run's tokenizer: made once, by rank 0, and kept in the run folder.
 
     It is made again where the dataset, its section or the context length is another.
     """
     folder = Path(config.output) / "tokenizer"
     made_from = {
-        "manifest_digest": manifest.digest,
+        "manifest_digest": data.digest,
         "tokenizer": config.tokenizer.model_dump(mode="json"),
         "context_length": context_length,
     }
@@ -119,11 +161,7 @@ def run_tokenizer(config: PretrainConfig, manifest: Manifest, context_length: in
         note = folder / "made_from.json"
         if note.is_file() and json.loads(note.read_text(encoding="utf-8")) == made_from:
             return
-        tokenizer = Tokenizer.train_words(
-            sample_captions(manifest, config.tokenizer.num_captions),
-            vocab_size=config.tokenizer.vocab_size,
-            context_length=context_length,
-        )
+        tokenizer = make_tokenizer(config.tokenizer, data, context_length)
         shutil.rmtree(folder, ignore_errors=True)
         with published_folder(folder) as temporary:
             tokenizer.save(temporary)
@@ -133,29 +171,58 @@ def run_tokenizer(config: PretrainConfig, manifest: Manifest, context_length: in
     return Tokenizer.load(folder)
 
 
-def sample_captions(manifest: Manifest, num_captions: int) -> Iterator[str]:
-    """Yield the captions of whole shards, in an order drawn by hash, until there are enough."""
-    num_yielded = 0
-    for shard in draws.permutation(manifest.num_shards, 0, "tokenizer/shards"):
-        if num_yielded >= num_captions:
-            return
-        table = read_index(manifest.path(int(shard)), columns=["caption", "problem"])
-        usable = table.filter(pc.is_null(table["problem"]))["caption"].drop_null().to_pylist()
-        num_yielded += len(usable)
-        yield from usable
+def make_tokenizer(
+    section: TokenizerConfig, data: Sources | Stream, context_length: int
+) -> Tokenizer:
+    """Make the tokenizer of a run afresh."""
+    if section.name == "clip":
+        return Tokenizer.clip(context_length)
+    if section.name == "file":
+        return Tokenizer.from_file(
+            Path(section.path or ""),
+            context_length,
+            end_token=section.end_token,
+            pad_token=section.pad_token,
+        )
+    assert isinstance(data, Sources), "refused by the configuration"
+    return Tokenizer.train_words(
+        sample_captions(data, section.num_captions),
+        vocab_size=section.vocab_size,
+        context_length=context_length,
+    )
+
+
+def sample_captions(data: Sources, num_captions: int) -> Iterator[str]:
+    """Yield the captions of whole shards, in an order drawn by hash, until there are enough.
+
+    Of a mixture, each source gives its part of them.
+    """
+    shares = shares_of([source.weight for source in data])
+    for source, share in zip(data, shares, strict=True):
+        wanted, num_yielded = num_captions * share // sum(shares), 0
+        for shard in draws.permutation(source.manifest.num_shards, 0, "tokenizer/shards"):
+            if num_yielded >= wanted:
+                break
+            usable = captions_of(source, int(shard))
+            num_yielded += len(usable)
+            yield from usable
 
 
 def with_tokenizer(model_config: Json, tokenizer: Tokenizer) -> Json:
     """Return the model config with the text tower fitted to the tokenizer.
 
-    The vocabulary is as large as the tokenizer's, the text feature is taken at its end token, and
-    `hf_tokenizer_name` tells open_clip to read the tokenizer.json beside the weights.
+    The vocabulary is as large as the tokenizer's. Except for CLIP's, which open_clip's towers are
+    made for, the text feature is taken at its end token, and `hf_tokenizer_name` tells open_clip to
+    read the tokenizer.json beside the weights.
     """
-    fitted = {
+    fitted: Json = {
         "vocab_size": tokenizer.vocab_size,
         "context_length": tokenizer.context_length,
-        "pool_type": "eos",
-        "eos_id": END_ID,
-        "hf_tokenizer_name": TOKENIZER_FILE,
     }
+    if not tokenizer.is_clip:
+        fitted |= {
+            "pool_type": "eos",
+            "eos_id": tokenizer.end_id,
+            "hf_tokenizer_name": TOKENIZER_FILE,
+        }
     return {**model_config, "text_cfg": {**model_config["text_cfg"], **fitted}}

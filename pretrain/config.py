@@ -5,6 +5,7 @@ The clock is samples: steps are derived (DESIGN section 5).
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Literal, Self
 
 from pydantic import (
@@ -13,6 +14,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    field_validator,
     model_validator,
 )
 
@@ -20,35 +22,25 @@ from configs.registry import Config, Tagged, Variant
 from pretrain.objectives import objectives
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
 Area = Annotated[float, Field(gt=0, le=1)]
-
-
-class DataConfig(Config):
-    """What is trained on and how it is cut."""
-
-    manifest: str = Field(
-        description="a dataset folder with a manifest.json, from `pairmill curate`"
-    )
-    window_shards: PositiveInt = 16
-    num_workers: NonNegativeInt = 1
-    max_image_pixels: PositiveInt = 100_000_000
-    max_bad_fraction: Fraction = 0.01
-
-
-class TokenizerConfig(Config):
-    """A word-level vocabulary, trained on the captions of the dataset."""
-
-    name: Literal["words"] = "words"
-    vocab_size: PositiveInt = 8192
-    num_captions: PositiveInt = 10_000_000  # enough whole shards, drawn by hash, to reach this
+HueShift = Annotated[float, Field(ge=0, le=0.5)]
 
 
 class AugmentationConfig(Config):
-    """RandomResizedCrop: shares of the area and aspect ratios; and the horizontal flip."""
+    """What is cut out of a picture and how it is changed (pretrain/data/augment.py).
 
+    `crop`: `random` is RandomResizedCrop with shares of the area in `scale` and aspects in `ratio`,
+    `center` the largest centred square, `squash` the whole picture whatever its shape.
+    """
+
+    crop: Literal["random", "center", "squash"] = "random"
     scale: tuple[Area, Area] = (0.9, 1.0)
     ratio: tuple[PositiveFloat, PositiveFloat] = (0.75, 1.3333333333333333)
     flip: bool = False
+    jitter: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat, HueShift] = (0, 0, 0, 0)
+    jitter_probability: Probability = 0.0  # brightness, contrast, saturation, hue above
+    gray_probability: Probability = 0.0
 
     @model_validator(mode="after")
     def _ranges_ascend(self) -> Self:
@@ -56,6 +48,125 @@ class AugmentationConfig(Config):
             raise ValueError(
                 f"expected [low, high] ranges, got scale {self.scale}, ratio {self.ratio}"
             )
+        if self.jitter_probability and not any(self.jitter):
+            raise ValueError("jitter_probability without strengths: set jitter, [b, c, s, h]")
+        return self
+
+
+class SourceConfig(Config):
+    """One dataset of a mixture; its part of every batch is in proportion to its weight."""
+
+    manifest: str
+    weight: PositiveFloat = 1.0
+
+
+class CaptionConfig(Config):
+    """Which captions are trained on, by weight, and how they are framed.
+
+    `places`: where the captions of a sample are (`txt`, `json:rewrites`, `txt|json:caption`), each
+    with the weight it is drawn by; empty: the captions of the index. `{caption}` in `templates`.
+    """
+
+    places: dict[str, PositiveFloat] = Field(default_factory=dict)
+    templates: tuple[str, ...] = ("{caption}",)
+    negative: str | None = None  # the place of a hard negative, for the objectives that want one
+
+    @model_validator(mode="after")
+    def _templates_hold_a_caption(self) -> Self:
+        lacking = [t for t in self.templates if "{caption}" not in t]
+        if lacking or not self.templates:
+            raise ValueError(f"every template holds {{caption}}; these do not: {lacking}")
+        return self
+
+
+class RemoteConfig(Config):
+    """The copies of remote shards on each node. Credentials come from the environment."""
+
+    folder: str = "~/.cache/pairmill"
+    cache_bytes: PositiveInt = 100_000_000_000
+    retries: NonNegativeInt = 8
+    num_threads: PositiveInt = 4  # that fetch the next window ahead, in each worker
+
+    @field_validator("folder")
+    @classmethod
+    def _at_home(cls, folder: str) -> str:
+        return os.path.expanduser(folder)
+
+
+class DataConfig(Config):
+    """What is trained on and how it is read.
+
+    `source: indexed` reads a manifest, or a mixture of them, in an order that can be resumed to the
+    sample. `source: streaming` is webdataset's pipeline over `urls`; it cannot.
+    """
+
+    source: Literal["indexed", "streaming"] = "indexed"
+    manifest: str | None = Field(
+        default=None,
+        description="a dataset folder, local or remote, from `pairmill curate` or `pairmill index`;"
+        " a folder or a brace pattern of tars is indexed on first use",
+    )
+    mixture: tuple[SourceConfig, ...] = ()
+    urls: tuple[str, ...] = ()
+    allow_pipes: bool = False  # `pipe:COMMAND` in urls runs a shell command
+    window_shards: PositiveInt = 16
+    captions: CaptionConfig = CaptionConfig()
+    views: tuple[AugmentationConfig, ...] = ()  # further augmented views of each image
+    negative_image: str | None = None  # the extension of a hard negative image
+    remote: RemoteConfig = RemoteConfig()
+    num_workers: NonNegativeInt = 1
+    max_image_pixels: PositiveInt = 100_000_000
+    max_bad_fraction: Fraction = 0.01
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        given = [k for k in ("manifest", "mixture", "urls") if getattr(self, k)]
+        wanted = ["urls"] if self.source == "streaming" else ["manifest", "mixture"]
+        if len(given) != 1 or given[0] not in wanted:
+            raise ValueError(
+                f"source: {self.source} takes {' or '.join(wanted)}, got "
+                f"{' and '.join(given) or 'none of them'}"
+            )
+        if self.source == "streaming" and (self.captions.negative or self.negative_image):
+            raise ValueError("hard negatives need source: indexed")
+        pipes = [url for url in self.urls if url.startswith("pipe:")]
+        if pipes and not self.allow_pipes:
+            raise ValueError(
+                f"urls: {pipes[0]!r} runs a shell command; data.allow_pipes=true lets it"
+            )
+        return self
+
+    @property
+    def wanted(self) -> tuple[SourceConfig, ...]:
+        """The manifests, with their weights."""
+        return self.mixture or (SourceConfig(manifest=self.manifest or ""),)
+
+
+class TokenizerConfig(Config):
+    """How captions become ids.
+
+    `words`: a word-level vocabulary, trained on the captions of the dataset. `clip`: CLIP's
+    byte-pair encoding, open_clip's ids. `file`: any Hugging Face tokenizer.json.
+    """
+
+    name: Literal["words", "clip", "file"] = "words"
+    vocab_size: PositiveInt = 8192  # words
+    num_captions: PositiveInt = 10_000_000  # words: enough whole shards to reach this
+    path: str | None = None  # file
+    end_token: str | None = None  # file: where it does not end texts by itself
+    pad_token: str | None = None  # file: where it does not pad
+
+    @model_validator(mode="after")
+    def _keys_fit(self) -> Self:
+        keys = {"words": ("vocab_size", "num_captions"), "clip": (),
+                "file": ("path", "end_token", "pad_token")}  # fmt: skip
+        given = {k for k in self.model_fields_set - {"name"} if getattr(self, k) is not None}
+        defaults = {k for k in given if getattr(self, k) == type(self).model_fields[k].default}
+        foreign = sorted(given - set(keys[self.name]) - defaults)
+        if foreign:
+            raise ValueError(f"tokenizer {self.name} takes no {', '.join(foreign)}")
+        if self.name == "file" and self.path is None:
+            raise ValueError("tokenizer file needs a path")
         return self
 
 
@@ -128,6 +239,11 @@ class PretrainConfig(Config):
             raise ValueError(
                 f"samples {self.samples:,} is less than one global batch of "
                 f"{self.global_batch_size:,}"
+            )
+        if self.data.source == "streaming" and self.tokenizer.name == "words":
+            raise ValueError(
+                "tokenizer words learns its vocabulary from the index, which source: streaming has "
+                "not; choose tokenizer clip or file"
             )
         return self
 

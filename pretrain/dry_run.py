@@ -1,4 +1,6 @@
-"""Check a run before it is queued: configuration, dataset, batch arithmetic, model size."""
+"""Check a run before it is queued: configuration, dataset, batch arithmetic, model size, and
+whether data or model will be the limit.
+"""
 
 from __future__ import annotations
 
@@ -6,23 +8,29 @@ import os
 
 import torch
 
-from pretrain.build import check_batch, read_dataset
+from pretrain.build import check_batch, read_data
 from pretrain.config import PretrainConfig
 from pretrain.model.clip import ClipModel, read_model_config
 from pretrain.reduction.image import num_kept_patches
+from pretrain.throughput import measure
 from pretrain.train import describe
 
 _BYTES_A_PARAMETER = 16  # fp32 weight and gradient, two AdamW moments
 
 
-def dry_run(config: PretrainConfig) -> str:
-    """Return what a run would do, in words; raise the error that it would end with."""
+def dry_run(config: PretrainConfig, *, seconds: float = 3.0) -> str:
+    """Return what a run would do, in words; raise the error that it would end with.
+
+    Tars without an index are indexed, as the run would do. The loader, and where there is a device
+    the model, run for some `seconds` each.
+    """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     check_batch(config, world_size)
-    manifest = read_dataset(config)
+    data = read_data(config)
     model_config = read_model_config(config.model)
-    # The tokenizer is not trained yet: its configured size is the most that it can have.
-    model_config["text_cfg"]["vocab_size"] = config.tokenizer.vocab_size
+    if config.tokenizer.name == "words":  # not trained yet: it can have no more than this
+        model_config["text_cfg"]["vocab_size"] = config.tokenizer.vocab_size
+    vocabulary = model_config["text_cfg"]["vocab_size"]
     with torch.device("meta"):
         model = ClipModel(model_config)
     image = sum(p.numel() for p in model.clip.visual.parameters())
@@ -33,10 +41,9 @@ def dry_run(config: PretrainConfig) -> str:
     checkpoints = (last - 1) // config.intervals.checkpoint_samples
     return "\n".join(
         [
-            describe(config, manifest, world_size),
+            describe(config, data, world_size),
             f"model {config.model}: at most {total / 1e6:.2f} M parameters, {image / 1e6:.2f} M of "
-            f"them in the image tower (a vocabulary of up to {config.tokenizer.vocab_size:,} "
-            "words); "
+            f"them in the image tower (a vocabulary of up to {vocabulary:,}); "
             f"{model.image_size} px, {kept} of {model.num_patches} patches kept, "
             f"{model.context_length} text tokens",
             f"memory: {total * _BYTES_A_PARAMETER / 2**20:,.0f} MiB for weights, gradients and "
@@ -45,5 +52,6 @@ def dry_run(config: PretrainConfig) -> str:
             "warmup, "
             f"then cosine to 0; {checkpoints:,} checkpoints before the last; output "
             f"{config.output}",
+            "throughput: " + measure(config, data, model_config, seconds=seconds).advice(),
         ]
     )

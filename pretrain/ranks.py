@@ -23,7 +23,12 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 def on_first_rank(function: Callable[[], Result]) -> Result:
-    """Run `function` on rank 0 and return its result, or raise its error, on every rank."""
+    """Run `function` on rank 0 and return its result, or raise its error, on every rank.
+
+    Without process group (a dry run) this process is rank 0.
+    """
+    if not dist.is_initialized():
+        return function()
     outcome: list[Any] = [None]
     if dist.get_rank() == 0:
         try:

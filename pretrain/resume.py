@@ -35,7 +35,9 @@ _FREE_KEYS = {
     "output",
     "intervals",
     "data.num_workers",
-    "data.manifest",  # its digest is compared
+    "data.manifest",  # their digest, with the mixture's weights, is compared
+    "data.mixture",
+    "data.remote",
     "data.max_bad_fraction",
     "engine.num_threads",
     "model",  # what the file says is compared
@@ -91,7 +93,7 @@ def _record(
         "step": point.step_number,
         "skipped_samples": point.num_bad,
         "config_digest": digest(config),
-        "manifest_digest": parts.manifest.digest,
+        "manifest_digest": parts.data.digest,
         "world_size": parts.group.size,
         "threads": torch.get_num_threads(),
         "zero_stage": config.engine.zero_stage,
@@ -169,11 +171,11 @@ def _check_same_run(
             f"{folder} is of another run: {'; '.join(changes)}. "
             "Choose another `output`, or go back to the stored values."
         )
-    if record.manifest_digest != parts.manifest.digest:
+    if record.manifest_digest != parts.data.digest:
         raise CheckpointError(
             f"{folder} was trained on another dataset (manifest {record.manifest_digest[:12]}.., "
             "now "
-            f"{parts.manifest.digest[:12]}..). Choose another `output`, or restore the dataset."
+            f"{parts.data.digest[:12]}..). Choose another `output`, or restore the dataset."
         )
     if record.zero_stage > 0 and record.world_size != parts.group.size:
         raise CheckpointError(

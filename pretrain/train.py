@@ -25,11 +25,12 @@ import torch.distributed as dist
 from configs.errors import PairmillError, TrainingError, UsageError
 from configs.load import to_yaml
 from configs.publish import publish_text
-from curation.manifest import Manifest
 from pretrain.bad_samples import BadSamples, check_share, drop_rows_after
 from pretrain.build import Parts, build_parts
 from pretrain.config import PretrainConfig
-from pretrain.data.loader import Batch, batches
+from pretrain.data.dataset import Sources
+from pretrain.data.loader import Batch
+from pretrain.data.streaming import Stream
 from pretrain.ranks import Stop, StopRequest, on_first_rank
 from pretrain.resume import ResumePoint, restore, save
 from pretrain.schedule import warmup_cosine
@@ -105,9 +106,9 @@ class Run:
         """Publish a checkpoint, unless this step has one; every rank must call it."""
         if self.saved_step == self.step_number:
             return
-        (loss,), num_bad = self._over_ranks([self.last_loss])
+        (loss,), bad = self._over_ranks([self.last_loss])
         self._check_finite(loss=loss)
-        save(self.config, self.parts, ResumePoint(self.step_number, num_bad))
+        save(self.config, self.parts, ResumePoint(self.step_number, sum(bad.values())))
         self.saved_step = self.step_number
 
     def close(self) -> None:
@@ -143,7 +144,7 @@ class Run:
         self, losses: list[torch.Tensor], norm: torch.Tensor | float, learning_rate: float
     ) -> None:
         meter = self.meter
-        (loss, accuracy_i2t, accuracy_t2i), num_bad = self._over_ranks(losses)
+        (loss, accuracy_i2t, accuracy_t2i), bad = self._over_ranks(losses)
         self._check_finite(loss=loss, gradient_norm=float(norm))
         elapsed = time.perf_counter() - meter.started
         rate = meter.steps * self.config.global_batch_size / elapsed
@@ -151,7 +152,7 @@ class Run:
         row = {
             "step": self.step_number,
             "samples_seen": self.samples_seen,
-            "epoch": self.samples_seen / self.parts.manifest.num_samples,
+            **self._epoch(),
             "loss": loss,
             "accuracy_i2t": accuracy_i2t,
             "accuracy_t2i": accuracy_t2i,
@@ -161,7 +162,8 @@ class Run:
             "logit_scale": float(self.parts.engine.model.clip.logit_scale.detach().exp()),
             "learning_rate": learning_rate,
             "peak_memory_bytes": peak_memory_bytes(),
-            "skipped_samples": num_bad,
+            "skipped_samples": sum(bad.values()),
+            **{f"skipped/{kind}": n for kind, n in bad.items()},
             "eta_seconds": left / rate,
             "seconds": elapsed,
         }
@@ -169,11 +171,15 @@ class Run:
         if self.telemetry is not None:
             self.telemetry.log(row)
         check_share(
-            num_bad,
+            bad,
             samples_seen=self.samples_seen,
             limit=self.config.data.max_bad_fraction,
             folder=self.config.output,
         )
+
+    def _epoch(self) -> dict[str, float]:
+        num_samples = self.parts.data.num_samples  # of a stream: not known
+        return {"epoch": self.samples_seen / num_samples} if num_samples else {}
 
     def _check_finite(self, **values: float) -> None:
         # The values are those of all ranks together, so all of them raise or none does.
@@ -187,15 +193,16 @@ class Run:
             "differently, lower optimizer.learning_rate or max_gradient_norm in another `output`."
         )
 
-    def _over_ranks(self, means: list[torch.Tensor]) -> tuple[list[float], int]:
-        """Return the means of `means` over the ranks, and the number of bad samples of all."""
-        num_here = torch.tensor(float(self.bad_samples.num_here), device=means[0].device)
-        values = torch.stack([*(mean.detach().float() for mean in means), num_here])
+    def _over_ranks(self, means: list[torch.Tensor]) -> tuple[list[float], dict[str, int]]:
+        """Return the means of `means` over the ranks, and the bad samples of all by kind."""
+        here = torch.tensor(self.bad_samples.counts_here(), device=means[0].device).float()
+        values = torch.cat([torch.stack([mean.detach().float() for mean in means]), here])
         group = self.parts.group
         if group.size > 1:
             dist.all_reduce(values)
-        *sums, num_bad = values.tolist()
-        return [value / group.size for value in sums], self.bad_samples.num_before + int(num_bad)
+        sums = values.tolist()
+        bad = self.bad_samples.in_all(sums[len(means) :])
+        return [value / group.size for value in sums[: len(means)]], bad
 
 
 def peak_memory_bytes() -> int:
@@ -249,21 +256,21 @@ def open_run(config: PretrainConfig, parts: Parts) -> Run:
     on_first_rank(lambda: lock.append(lock_folder(folder)))
     point = restore(config, parts)
     telemetry = None
+    samples_seen = point.step_number * batch
+    bad_before = on_first_rank(lambda: drop_rows_after(folder, samples_seen))
     if parts.group.rank == 0:
         publish_text(folder / "config.yaml", to_yaml(config))
-        samples_seen = point.step_number * batch
-        drop_rows_after(folder, samples_seen)
         telemetry = Telemetry(
             folder, samples_seen=samples_seen, total_samples=config.num_steps * batch
         )
-        print(describe(config, parts.manifest, parts.group.size), file=sys.stderr, flush=True)
+        print(describe(config, parts.data, parts.group.size), file=sys.stderr, flush=True)
     dist.barrier()  # no rank writes before rank 0 has made the folder and cut the logs
     return Run(
         config=config,
         parts=parts,
         step_number=point.step_number,
         telemetry=telemetry,
-        bad_samples=BadSamples(folder, rank=parts.group.rank, num_before=point.num_bad),
+        bad_samples=BadSamples(folder, rank=parts.group.rank, before=bad_before),
         lock=lock[0] if lock else None,
         last_loss=torch.zeros((), device=parts.engine.device),
         saved_step=point.step_number,
@@ -274,10 +281,9 @@ def loop(run: Run, request: StopRequest) -> None:
     """Take steps until the budget is spent or a stop is agreed on; save on the way."""
     if run.is_finished():
         return
-    source = batches(
-        run.parts.dataset,
-        first=run.step_number,
-        last=run.config.num_steps,
+    source = run.parts.batches(
+        first=run.samples_seen,
+        last=run.config.num_steps * run.config.global_batch_size,
         num_workers=run.config.data.num_workers,
     )
     run.meter = Meter()
@@ -293,15 +299,14 @@ def loop(run: Run, request: StopRequest) -> None:
             run.save()
 
 
-def describe(config: PretrainConfig, manifest: Manifest, world_size: int) -> str:
+def describe(config: PretrainConfig, data: Sources | Stream, world_size: int) -> str:
     """Say the arithmetic of a run in words."""
     batch, steps = config.global_batch_size, config.num_steps
     ranks = "1 rank" if world_size == 1 else f"{world_size} ranks"
+    passes = f"{steps * batch / data.num_samples:.2f} passes over " if data.num_samples else "from "
     return (
         f"{config.name}: global batch {batch:,} = {ranks} x {batch // world_size:,} samples; "
-        f"{steps:,} steps make {steps * batch:,} samples, "
-        f"{steps * batch / manifest.num_samples:.2f} "
-        f"passes over the {manifest.num_samples:,} of {config.data.manifest}; "
+        f"{steps:,} steps make {steps * batch:,} samples, {passes}{data.describe()}; "
         f"mask ratio {config.reduction.mask_ratio:g}; ZeRO stage {config.engine.zero_stage}, "
         f"{config.engine.precision}"
     )

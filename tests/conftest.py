@@ -18,6 +18,8 @@ LONGEST_FIRST = (
     "tools/test_cli.py",
     "pretrain/test_objectives.py",
     "pretrain/test_loader.py",
+    "pretrain/test_remote.py",
+    "pretrain/test_tokenizer.py",
 )
 
 

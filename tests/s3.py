@@ -95,6 +95,7 @@ def s3_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
         "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "test",
         "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_MAX_ATTEMPTS": "1",  # the retries under test are ours
         "NO_PROXY": "127.0.0.1",
     }.items():
         monkeypatch.setenv(name, value)

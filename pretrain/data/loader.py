@@ -1,18 +1,19 @@
 """Global batches in order: each worker makes whole local batches, the DataLoader keeps their
 sequence.
 
-Everything in a batch is a function of (seed, manifest, position): samples, crops, kept patches and
-replacements do not depend on workers, ranks or restarts. A bad image is replaced by a sample drawn
-by hash, named and counted in the batch.
+Everything in a batch is a function of (seed, data, position): samples, captions, crops, kept
+patches and replacements do not depend on workers, ranks or restarts. A bad image is replaced by a
+sample of its own window drawn by hash, named and counted in the batch.
 """
 
 from __future__ import annotations
 
+import os
 import signal
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from multiprocessing import forkserver, resource_tracker
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,37 +23,56 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from configs import draws
 from configs.errors import DataError, PairmillError
-from curation.manifest import Manifest
-from pretrain.data.decode import ImageTransform, UndecodableImageError
-from pretrain.data.order import SampleOrder
+from pretrain.data import captions
+from pretrain.data.augment import ImageTransform
+from pretrain.data.captions import CaptionChoice, texts_at
+from pretrain.data.dataset import Source, Sources
+from pretrain.data.decode import UndecodableImageError
+from pretrain.data.mixture import Mixture
+from pretrain.data.order import SampleOrder, Window, positions_of
 from pretrain.data.reader import RawSample, ShardReader, UnusableSampleError
+from pretrain.data.remote import Cache, CachePlan, FetchAhead
 from pretrain.model.tokenizer import Tokenizer
 from pretrain.reduction.image import random_patches
 
-_MAX_REPLACEMENTS = 16
+_NEAR_REPLACEMENTS = 16  # tries within the window: its shards are open, or in the cache
+_FAR_REPLACEMENTS = 16  # then anywhere in the source
+_PREFETCHED_SAMPLES = 4_096  # a worker holds as many, in whole batches: at least 1, at most 4
 
 
 class BadSample(NamedTuple):
-    """A sample that could not be used at this position, and why."""
+    """A sample that could not be used at this position; `kind` is one of few, `problem` says more.
+
+    `source` is the name of its manifest.
+    """
 
     position: int
+    source: str
     key: str
+    kind: str
     problem: str
 
 
 class Batch(NamedTuple):
-    """The local part of one global batch: uint8 pixels, token ids, kept patches."""
+    """The local part of one global batch: uint8 pixels, token ids, kept patches.
+
+    `view_bv3HW`: further augmented views of each image; `negative_token_bL`, `negative_image_b3HW`:
+    the sample's hard negatives. Each is there where the dataset was built with it.
+    """
 
     image_b3HW: Tensor
     token_bL: Tensor
     kept_bK: Tensor | None
     key: list[str]
     bad: list[BadSample]
+    view_bv3HW: Tensor | None = None
+    negative_token_bL: Tensor | None = None
+    negative_image_b3HW: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchPlan:
-    """How positions are cut into batches for one rank."""
+    """How the samples consumed are cut into batches for one rank."""
 
     seed: int
     global_batch_size: int
@@ -61,117 +81,246 @@ class BatchPlan:
     window_shards: int
     num_patches: int
     mask_ratio: float
+    skipped: tuple[tuple[int, int], ...] = ()  # ranges of positions, see order.positions_of
 
-    def positions(self, step: int) -> npt.NDArray[np.int64]:
-        """Return the positions of this rank's part of global batch `step`."""
+    def positions(self, consumed: int) -> npt.NDArray[np.int64]:
+        """Return the positions of this rank's part of the global batch after `consumed` samples."""
         local = self.global_batch_size // self.world_size
-        start = step * self.global_batch_size + self.rank * local
-        return np.arange(start, start + local, dtype=np.int64)
+        start = consumed + self.rank * local
+        return positions_of(np.arange(start, start + local, dtype=np.int64), self.skipped)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleForm:
+    """What is made of a sample."""
+
+    image: ImageTransform
+    caption: CaptionChoice = field(default_factory=CaptionChoice)
+    views: tuple[ImageTransform, ...] = ()  # further augmented views
+    negative_caption: str | None = None  # the place of a hard negative (captions.py)
+    negative_image: str | None = None  # the extension of one
+
+    @property
+    def extensions(self) -> tuple[str, ...]:
+        """The members to read beside the image."""
+        wanted = self.caption.extensions
+        if self.negative_caption:
+            wanted += CaptionChoice(places=((self.negative_caption, 1.0),)).extensions
+        return wanted + ((self.negative_image,) if self.negative_image else ())
+
+
+class BatchMaker:
+    """Makes the rows of one batch in place, with everything that is drawn by position."""
+
+    def __init__(
+        self,
+        form: SampleForm,
+        caption: CaptionChoice,
+        seed: int,
+        positions: npt.NDArray[np.int64],
+    ) -> None:
+        self._form, self._caption, self._positions = form, caption, positions
+        size, side = len(positions), form.image.image_size
+        self._image = torch.empty((size, 3, side, side), dtype=torch.uint8)
+        self._views = torch.empty((size, len(form.views), 3, side, side), dtype=torch.uint8)
+        self._negative = torch.empty_like(self._image) if form.negative_image else None
+        self._keys, self._captions, self._negative_captions = ([""] * size for _ in range(3))
+        transforms = (form.image, *form.views)
+        self._image_draws = [t.draw(seed, positions, view) for view, t in enumerate(transforms)]
+        self._caption_draws = captions.draw(seed, positions)
+
+    def put(self, i: int, sample: RawSample) -> None:
+        """Make row i of a sample. Raises UnusableSampleError."""
+        form = self._form
+        caption = self._caption(sample.captions, sample.member.get, self._caption_draws[i])
+        if caption is None:
+            raise UnusableSampleError(sample.key, "no caption", "no caption")
+        if form.negative_caption:
+            self._negative_captions[i] = _negative(sample, form.negative_caption)
+        try:
+            form.image(sample.image, self._image_draws[0][i], self._image[i])
+            for view, transform in enumerate(form.views):
+                drawn = self._image_draws[view + 1][i]
+                transform(sample.image, drawn, self._views[i, view])
+            if self._negative is not None and form.negative_image is not None:
+                negative = sample.member.get(form.negative_image, b"")
+                form.image(negative, self._image_draws[0][i], self._negative[i])
+        except UndecodableImageError as error:
+            raise UnusableSampleError(sample.key, error.kind, str(error)) from None
+        self._captions[i], self._keys[i] = caption, sample.key
+
+    def batch(self, tokenizer: Tokenizer, plan: BatchPlan, bad: list[BadSample]) -> Batch:
+        """Return the batch: captions as ids, kept patches drawn."""
+        form, kept = self._form, None
+        if plan.mask_ratio > 0:
+            kept = torch.from_numpy(
+                random_patches(plan.seed, self._positions, plan.num_patches, plan.mask_ratio)
+            )
+        negative = tokenizer(self._negative_captions) if form.negative_caption else None
+        views = self._views if form.views else None
+        token = tokenizer(self._captions)
+        return Batch(self._image, token, kept, self._keys, bad, views, negative, self._negative)
+
+
+def _negative(sample: RawSample, place: str) -> str:
+    found = texts_at(place, sample.member.get, {})
+    if not found:
+        raise UnusableSampleError(sample.key, "no negative caption", f"nothing at {place}")
+    return found[0]
+
+
+class _Opened:
+    """One source in a worker: its order, its reader, and where it was last read."""
+
+    def __init__(
+        self, source: Source, plan: BatchPlan, form: SampleForm, cache: Cache | None
+    ) -> None:
+        self.name = source.manifest.name
+        self.order = SampleOrder(
+            source.manifest.samples_per_shard,
+            seed=plan.seed,
+            digest=source.manifest.digest,
+            window_shards=plan.window_shards,
+        )
+        self.reader = ShardReader(
+            source,
+            max_open_shards=max(64, 2 * plan.window_shards),
+            cache=cache,
+            fetch_ahead=FetchAhead(cache) if cache else None,
+            extensions=form.extensions,
+            captionless=bool(form.caption.places),
+        )
+        self._window = -1
+
+    def enter(self, ordinals: npt.NDArray[np.int64]) -> None:
+        """Get ready for a batch of samples in ascending order: open their windows, close others."""
+        first, last = (self.order.window(int(ordinals[i])) for i in (0, -1))
+        if first.first == last.first == self._window:
+            return
+        windows, position = [first], first.first + first.size
+        while position <= last.first:
+            windows.append(self.order.window(position))
+            position += windows[-1].size
+        self.reader.retain(shard for window in windows for shard in window.shards)
+        self._window = last.first
+        soon = self.order.window(last.first + last.size)
+        self.reader.expect([s for window in windows for s in window.shards], soon.shards)
 
 
 class BatchDataset(Dataset["Batch | PairmillError"]):
-    """Item k is this rank's part of global batch k, or the error that making it ended with.
+    """Item c is this rank's part of the global batch after c samples, or the error that making it
+    ended with.
 
     An error is an item because a DataLoader worker would wrap what it raises in its own traceback.
     """
 
     def __init__(
-        self, manifest: Manifest, transform: ImageTransform, tokenizer: Tokenizer, plan: BatchPlan
+        self,
+        sources: Sources,
+        form: SampleForm,
+        tokenizer: Tokenizer,
+        plan: BatchPlan,
+        cache: CachePlan | None = None,
     ) -> None:
-        self._manifest = manifest
-        self._transform = transform
+        self._sources = sources
+        self._form = form
         self._tokenizer = tokenizer
-        self._plan = plan
-        self._order: SampleOrder | None = None  # made in the worker: its caches do not travel
-        self._reader: ShardReader | None = None
+        self._cache = cache
+        self.plan = plan
+        self._mixture = Mixture([source.weight for source in sources])
+        self._opened: list[_Opened] = []  # in the worker: descriptors and threads do not travel
 
-    def __getitem__(self, step: int) -> Batch | PairmillError:
-        """Read, decode and tokenize the local part of global batch `step`."""
+    def __getitem__(self, consumed: int) -> Batch | PairmillError:
+        """Read, decode and tokenize the local part of the global batch after `consumed` samples."""
         try:
-            return self.batch(step)
+            return self.batch(consumed)
         except PairmillError as error:
             return error
 
-    def batch(self, step: int) -> Batch:
-        """Return the local part of global batch `step`; raise DataError."""
-        if self._order is None or self._reader is None:
-            manifest, plan = self._manifest, self._plan
-            self._order = SampleOrder(
-                manifest.samples_per_shard,
-                seed=plan.seed,
-                digest=manifest.digest,
-                window_shards=plan.window_shards,
-            )
-            self._reader = ShardReader(manifest, max_open_shards=2 * plan.window_shards)
-        plan = self._plan
-        positions = plan.positions(step)
-        place = self._order.locate(positions)
-        drawn = self._transform.draw(plan.seed, positions)
+    def batch(self, consumed: int) -> Batch:
+        """Return the local part of the global batch after `consumed` samples; raise DataError."""
+        if not self._opened:
+            self._open()
+        plan, form = self.plan, self._form
+        positions = plan.positions(consumed)
+        source, ordinal = self._mixture.split(positions)
+        shard, row = np.empty_like(ordinal), np.empty_like(ordinal)
+        for i in np.unique(source):
+            chosen = source == i
+            self._opened[i].enter(ordinal[chosen])
+            shard[chosen], row[chosen] = self._opened[i].order.locate(ordinal[chosen])
+        maker = BatchMaker(form, form.caption, plan.seed, positions)
         bad: list[BadSample] = []
-        samples = [
-            self._usable(int(positions[i]), (int(place.shard[i]), int(place.row[i])), drawn[i], bad)
-            for i in range(len(positions))
-        ]
-        images, captions, keys = zip(*samples, strict=True)
-        kept = None
-        if plan.mask_ratio > 0:
-            kept = torch.from_numpy(
-                random_patches(plan.seed, positions, plan.num_patches, plan.mask_ratio)
-            )
-        pixels = torch.from_numpy(np.stack(images))
-        return Batch(pixels, self._tokenizer(captions), kept, list(keys), bad)
+        for i, position in enumerate(positions.tolist()):
+            opened = self._opened[source[i]]
+            place = (int(shard[i]), int(row[i]))
+            self._fill(maker, i, opened, place, (position, int(ordinal[i])), bad)
+        return maker.batch(self._tokenizer, plan, bad)
 
-    def _usable(
+    def _open(self) -> None:
+        cache = None
+        if any(source.is_remote for source in self._sources):
+            assert self._cache is not None, "remote shards need a cache"
+            cache = Cache(self._cache)
+        self._opened = [_Opened(s, self.plan, self._form, cache) for s in self._sources]
+
+    def _fill(
         self,
-        position: int,
+        maker: BatchMaker,
+        i: int,
+        opened: _Opened,
         place: tuple[int, int],
-        drawn: npt.NDArray[np.float64],
+        position: tuple[int, int],
         bad: list[BadSample],
-    ) -> tuple[npt.NDArray[np.uint8], str, str]:
-        """Return the decoded sample, or the first decodable one of a sequence drawn by position."""
-        assert self._reader is not None
-        assert self._order is not None
-        for attempt in range(_MAX_REPLACEMENTS):
+    ) -> None:
+        """Put the sample at `place` into row i, or the first usable one of a sequence that is drawn
+        by position: from its own window first, then from all of its source.
+        """
+        for attempt in range(_NEAR_REPLACEMENTS + _FAR_REPLACEMENTS):
             try:
-                sample = self._reader.read(*place)
-                image = self._decode(sample, drawn)
-                return image, sample.caption, sample.key
+                maker.put(i, opened.reader.read(*place))
+                return
             except UnusableSampleError as error:
-                bad.append(BadSample(position, error.key, error.problem))
-            word = draws.bits(self._plan.seed, "loader/replacement", position, attempt)
-            place = self._order.at(int(word) % self._order.num_samples)
+                bad.append(
+                    BadSample(position[0], opened.name, error.key, error.kind, error.problem)
+                )
+            word = int(draws.bits(self.plan.seed, "loader/replacement", position[0], attempt))
+            window: Window | None = None
+            if attempt < _NEAR_REPLACEMENTS:
+                window = opened.order.window(position[1])
+            first, size = window[:2] if window else (0, opened.order.num_samples)
+            place = opened.order.at(first + word % size)
         raise DataError(
-            f"{_MAX_REPLACEMENTS} samples in a row could not be decoded, the last one "
-            f"{bad[-1].key} ({bad[-1].problem}). Curate the dataset: most of its images are "
+            f"{_NEAR_REPLACEMENTS + _FAR_REPLACEMENTS} samples in a row could not be used, the "
+            f"last one {bad[-1].key} ({bad[-1].problem}). Curate the dataset: most of it is "
             "damaged."
         )
 
-    def _decode(self, sample: RawSample, drawn: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
-        try:
-            return self._transform(sample.image, drawn)
-        except UndecodableImageError as error:
-            raise UnusableSampleError(sample.key, str(error)) from None
 
-
-class _Steps(Sampler[int]):
-    def __init__(self, first: int, last: int) -> None:
-        self._steps = range(first, last)
+class _Starts(Sampler[int]):
+    def __init__(self, starts: Sequence[int]) -> None:
+        self._starts = starts
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self._steps)
+        return iter(self._starts)
 
     def __len__(self) -> int:
-        return len(self._steps)
+        return len(self._starts)
 
 
-def _ignore_stop_signals(worker: int) -> None:
+def _start_worker(worker: int) -> None:
     """Let a worker live through a signal to the whole group: its rank still needs its batches."""
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a worker is one thread of many
 
 
 def _start_fork_server() -> None:
-    """Start the fork server deaf to the stop signals; ignored signals stay so through exec."""
+    """Start the fork server deaf to the stop signals; ignored signals stay so through exec.
+
+    It imports once what every worker needs: they start in no time.
+    """
+    forkserver.set_forkserver_preload([__name__])
     deaf = {n: signal.signal(n, signal.SIG_IGN) for n in (signal.SIGTERM, signal.SIGUSR1)}
     try:
         resource_tracker.ensure_running()
@@ -181,22 +330,40 @@ def _start_fork_server() -> None:
             signal.signal(number, handler)
 
 
+def _as_it_is(batch: Batch | PairmillError) -> Batch | PairmillError:
+    return batch
+
+
+def loader_options(plan: BatchPlan, num_workers: int) -> dict[str, Any]:
+    """Return the options of a DataLoader whose items are whole local batches of `plan`."""
+    options: dict[str, Any] = {
+        "batch_size": None,
+        "num_workers": num_workers,
+        "collate_fn": _as_it_is,
+        "pin_memory": torch.cuda.is_available(),
+        "generator": torch.Generator(),  # its own: the global generator's state is the run's
+    }
+    if num_workers:
+        _start_fork_server()
+        local = plan.global_batch_size // plan.world_size
+        options |= {
+            "prefetch_factor": min(4, max(1, _PREFETCHED_SAMPLES // local)),
+            # fork would copy the threads' locks of DeepSpeed and tokenizers: start clean processes
+            "multiprocessing_context": "forkserver",
+            "worker_init_fn": _start_worker,
+        }
+    return options
+
+
 def batches(
     dataset: BatchDataset, *, first: int, last: int, num_workers: int
 ) -> Iterator[Batch | PairmillError]:
-    """Yield this rank's part of global batches [first, last) in order, or the error instead."""
-    if num_workers:
-        _start_fork_server()
+    """Yield this rank's parts of the global batches over samples consumed [first, last), in order.
+
+    In the place of a batch that cannot be made comes the error.
+    """
+    starts = _Starts(range(first, last, dataset.plan.global_batch_size))
     loader: DataLoader[Batch | PairmillError] = DataLoader(
-        dataset,
-        batch_size=None,
-        sampler=_Steps(first, last),
-        num_workers=num_workers,
-        pin_memory=torch.cuda.is_available(),
-        prefetch_factor=4 if num_workers else None,
-        # fork would copy the threads' locks of DeepSpeed and tokenizers: start clean processes
-        multiprocessing_context="forkserver" if num_workers else None,
-        worker_init_fn=_ignore_stop_signals if num_workers else None,
-        generator=torch.Generator(),  # its own: the global generator's state is the run's
+        dataset, sampler=starts, **loader_options(dataset.plan, num_workers)
     )
     yield from loader

@@ -2,14 +2,16 @@
 size.
 
 An epoch permutes the shards, cuts them into windows of `window_shards`, and permutes the samples
-within each window. Position p (samples consumed since the start of the run) is sample p mod N of
-epoch p div N: global batch k is the slice [k B, (k+1) B), rank r of W takes the r-th part of it. So
-the state is one number, an epoch may end inside a batch, and any position is reached at once: the
-permutation of one window is all that is computed.
+within each window. Position p is sample p mod N of epoch p div N. The c-th sample that a run
+consumes stands at position c, or further on by the ranges that it skips (`positions_of`): global
+batch k is the slice [k B, (k+1) B) of samples consumed, rank r of W takes the r-th part of it. So
+the state is one number and the skipped ranges, an epoch may end inside a batch, and any position is
+reached at once: the permutation of one window is all that is computed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -26,6 +28,33 @@ class Place(NamedTuple):
 
     shard: Int64Array
     row: Int64Array
+
+
+class Window(NamedTuple):
+    """A run of positions that reads from a few shards only."""
+
+    first: int  # position
+    size: int  # samples
+    shards: Int64Array  # shard numbers in the manifest
+
+
+def positions_of(consumed: Int64Array, skipped: Sequence[tuple[int, int]] = ()) -> Int64Array:
+    """Return the positions of the samples that a run consumes as its number `consumed` [b].
+
+    `skipped` are half-open ranges [first, last) of positions that are never visited; they may be
+    empty, overlap and come in any order.
+    """
+    merged: list[list[int]] = []
+    for first, last in sorted(r for r in skipped if r[0] < r[1]):
+        if merged and first <= merged[-1][1]:
+            merged[-1][1] = max(merged[-1][1], last)
+        else:
+            merged.append([first, last])
+    ranges = np.asarray(merged, dtype=np.int64).reshape(-1, 2)
+    lengths = np.concatenate([[0], np.cumsum(ranges[:, 1] - ranges[:, 0])])
+    starts = ranges[:, 0] - lengths[:-1]  # in samples consumed
+    moved: Int64Array = consumed + lengths[np.searchsorted(starts, consumed, side="right")]
+    return moved
 
 
 class SampleOrder:
@@ -65,6 +94,19 @@ class SampleOrder:
         """Return shard and row of one position."""
         place = self.locate(np.asarray([position], dtype=np.int64))
         return int(place.shard[0]), int(place.row[0])
+
+    def window(self, position: int) -> Window:
+        """Return the window that a position lies in."""
+        epoch, offset = divmod(position, self.num_samples)
+        shards, starts = self._epoch_plan(epoch)
+        number = int(np.searchsorted(starts, offset, side="right")) - 1
+        end = int(starts[number + 1]) if number + 1 < len(starts) else self.num_samples
+        first = number * self._window_shards
+        return Window(
+            first=epoch * self.num_samples + int(starts[number]),
+            size=end - int(starts[number]),
+            shards=shards[first : first + self._window_shards],
+        )
 
     def _purpose(self, what: str) -> str:
         return f"order/{what}/{self._digest}"

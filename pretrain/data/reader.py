@@ -1,58 +1,121 @@
 """Samples by (shard, row): byte ranges from the index, read by `pread`.
 
 No memory maps: on shared storage a truncated file must be an error, not a bus fault. Sizes are
-checked when a shard is opened. Of each index only the columns that training needs are kept, and
-only of the shards that the current windows touch.
+checked when a shard is opened. Of each index only the columns that training needs are kept, in
+Arrow's compact form, and only of the shards that the current windows touch. A remote shard is read
+from its copy in the cache, or by ranged requests where the cache has no room.
 """
 
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
+import time
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
 from configs.errors import DataError
-from curation.manifest import Manifest, read_index
+from curation.manifest import index_path, read_index
+from pretrain.data.dataset import Source
+from pretrain.data.remote import Cache, FetchAhead, RemoteFiles, is_remote
 
 _COLUMNS = ["key", "caption", "image_offset", "image_size", "problem"]
+_MEMBER_COLUMNS = ["member_ext", "member_offset", "member_size"]
+_MAX_SAMPLE_BYTES = 1 << 28  # of one member: nothing makes a worker take unbounded memory
+_TRIES = 4  # of a read that shared storage refuses (EIO, ESTALE, ETIMEDOUT)
 
 
 class RawSample(NamedTuple):
-    """A sample as it stands in its shard; `key` names it in messages as `shard:key`."""
+    """A sample as it stands in its shard; `key` names it in messages as `shard:key`.
+
+    `captions` are those of the index; `member` holds the extra members asked for, by extension.
+    """
 
     key: str
-    caption: str
+    captions: list[str]
     image: bytes
+    member: dict[str, bytes]
 
 
 class UnusableSampleError(Exception):
-    """A sample that cannot be trained on: which, and why.
+    """A sample that cannot be trained on: which, what kind of problem (a fixed text), and why.
 
     It is replaced and counted, never fatal.
     """
 
-    def __init__(self, key: str, problem: str) -> None:
+    def __init__(self, key: str, kind: str, problem: str) -> None:
         super().__init__(f"{key}: {problem}")
         self.key = key
+        self.kind = kind
         self.problem = problem
 
 
 @dataclass
+class _Members:
+    """The members of every row: extensions, offsets and sizes, row i at [first[i], first[i+1])."""
+
+    first: npt.NDArray[np.int32]
+    extension: Any
+    offset: npt.NDArray[np.int64]
+    size: npt.NDArray[np.int64]
+
+    def ranges(self, row: int, wanted: Collection[str]) -> dict[str, tuple[int, int]]:
+        found = {}
+        for i in range(int(self.first[row]), int(self.first[row + 1])):
+            extension = self.extension[i].as_py()
+            if extension in wanted:
+                found[extension] = (int(self.offset[i]), int(self.size[i]))
+        return found
+
+
+@dataclass
 class _OpenShard:
-    path: Path
-    descriptor: int
-    columns: dict[str, list[Any]]
+    """Texts stay in Arrow's compact form; numbers become Python's, which are read fastest."""
+
+    location: str
+    name: str
+    descriptor: int | None  # None: by ranged requests
+    key: Any
+    caption: Any
+    captions: Any  # None where the index has one caption a sample
+    problem: dict[int, str]  # row -> problem
+    offset: list[int | None]
+    size: list[int]
+    members: _Members | None
 
 
 class ShardReader:
-    """Reads samples of a manifest's shards; keeps at most `max_open_shards` of them open."""
+    """Reads samples of one source; keeps at most `max_open_shards` shards open.
 
-    def __init__(self, manifest: Manifest, *, max_open_shards: int) -> None:
-        self._manifest = manifest
+    `extensions` are the members that `read` returns beside the image; `captionless` says that the
+    captions come from them, so that a sample without one in the index is none the worse.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        max_open_shards: int,
+        cache: Cache | None = None,
+        fetch_ahead: FetchAhead | None = None,
+        extensions: Collection[str] = (),
+        captionless: bool = False,
+    ) -> None:
+        self._source = source
         self._max_open_shards = max_open_shards
-        self._open: OrderedDict[int, _OpenShard] = OrderedDict()
+        self._cache = cache
+        self._fetch_ahead = fetch_ahead
+        self._extensions = frozenset(extensions)
+        self._ignored = frozenset({"no caption"} if captionless else ())
+        self._open: dict[int, _OpenShard] = {}
 
     def read(self, shard: int, row: int) -> RawSample:
         """Return the sample in `row` of shard number `shard`.
@@ -61,57 +124,205 @@ class ShardReader:
             UnusableSampleError: the index says that this sample cannot be read.
             DataError: the shard is missing, cut, or not what the manifest says.
         """
-        opened = self._shard(shard)
-        columns = opened.columns
-        name = f"{opened.path.name}:{columns['key'][row]}"
-        if columns["problem"][row] is not None:
-            raise UnusableSampleError(name, columns["problem"][row])
-        size = columns["image_size"][row]
-        image = os.pread(opened.descriptor, size, columns["image_offset"][row])
-        if len(image) != size:
-            raise DataError(
-                f"{opened.path}: got {len(image)} of the {size} bytes of sample "
-                f"{columns['key'][row]!r}; the file was cut after it was opened."
-            )
-        return RawSample(name, columns["caption"][row], image)
+        opened = self._open.get(shard) or self._shard(shard)
+        name = f"{opened.name}:{opened.key[row].as_py()}"
+        problem = opened.problem.get(row)
+        if problem is not None and problem not in self._ignored:
+            raise UnusableSampleError(name, problem.partition(":")[0], problem)
+        offset = opened.offset[row]
+        if offset is None:
+            raise UnusableSampleError(name, "no image", "no image")
+        image = self._bytes(opened, name, offset, opened.size[row])
+        member: dict[str, bytes] = {}
+        if opened.members is not None:
+            for extension, span in opened.members.ranges(row, self._extensions).items():
+                member[extension] = self._bytes(opened, name, *span)
+        return RawSample(name, _captions(opened, row), image, member)
 
-    def _shard(self, shard: int) -> _OpenShard:
-        if shard in self._open:
-            self._open.move_to_end(shard)
-            return self._open[shard]
-        while len(self._open) >= self._max_open_shards:
-            _, oldest = self._open.popitem(last=False)
-            os.close(oldest.descriptor)
-        self._open[shard] = opened = self._open_shard(shard)
-        return opened
+    def retain(self, shards: Iterable[int]) -> None:
+        """Close the shards that are not among `shards`: their windows are over."""
+        for shard in self._open.keys() - set(map(int, shards)):
+            self._close(self._open.pop(shard))
 
-    def _open_shard(self, shard: int) -> _OpenShard:
-        path, expected = self._manifest.path(shard), self._manifest.shards[shard]
-        try:
-            descriptor = os.open(path, os.O_RDONLY)
-        except OSError as error:
-            raise DataError(
-                f"{path}: cannot be opened ({error.strerror}); the manifest names it. "
-                "Restore it, or run `pairmill curate` again: it writes what is missing."
-            ) from None
-        size = os.fstat(descriptor).st_size
-        if size != expected.num_bytes:
-            os.close(descriptor)
-            raise DataError(
-                f"{path}: has {size:,} bytes, the manifest says {expected.num_bytes:,}; it was "
-                "cut or "
-                "changed since. Restore it, or delete it and run `pairmill curate` again."
-            )
-        table = read_index(path, columns=_COLUMNS)
-        if table.num_rows != expected.num_samples:
-            raise DataError(
-                f"{path}: its index has {table.num_rows} samples, the manifest says "
-                f"{expected.num_samples}. Delete the index and run `pairmill index` on the folder."
-            )
-        return _OpenShard(path, descriptor, table.to_pydict())
+    def expect(self, now: Iterable[int], soon: Iterable[int]) -> None:
+        """Have the shards that are read from `now` on kept in the cache, and those of `soon` too.
+
+        Nothing happens for a source on disk.
+        """
+        if self._cache is None or self._fetch_ahead is None:
+            return
+        urls = [(shard, self._source.location(int(shard))) for shard in (*now, *soon)]
+        remote = [(int(shard), url) for shard, url in urls if is_remote(url)]
+        sizes = self._source.manifest.table["num_bytes"]
+        for _, url in remote:
+            self._cache.touch(url)
+        # Every process starts elsewhere in the list, so that they share the work.
+        start = os.getpid() % max(1, len(remote))
+        files: list[tuple[str, int | None]] = []
+        for shard, url in remote[start:] + remote[:start]:
+            files += [(str_index_path(url), None), (url, sizes[shard].as_py())]
+        self._fetch_ahead.ask(files)
 
     def close(self) -> None:
         """Close every open shard."""
-        for opened in self._open.values():
+        self.retain(())
+
+    def _close(self, opened: _OpenShard) -> None:
+        if opened.descriptor is not None:
             os.close(opened.descriptor)
-        self._open.clear()
+
+    def _bytes(self, opened: _OpenShard, name: str, offset: int, size: int) -> bytes:
+        if size > _MAX_SAMPLE_BYTES:
+            raise UnusableSampleError(
+                name, "too many bytes", f"{size:,} bytes are more than {_MAX_SAMPLE_BYTES:,}"
+            )
+        if opened.descriptor is None:
+            assert self._cache is not None
+            return self._cache.files.read(opened.location, offset, size)
+        data = _pread(opened.descriptor, size, offset, opened.location)
+        if len(data) != size:
+            raise DataError(
+                f"{opened.location}: got {len(data)} of the {size} bytes of sample {name!r}; the "
+                "file was cut after it was opened."
+            )
+        return data
+
+    def _shard(self, shard: int) -> _OpenShard:
+        """Open a shard; where too many are open, the one opened first is closed."""
+        while len(self._open) >= self._max_open_shards:
+            self._close(self._open.pop(next(iter(self._open))))
+        location = self._source.location(shard)
+        expected = self._source.manifest.table.slice(shard, 1).to_pylist()[0]
+        open_shard = self._open_remote if is_remote(location) else self._open_local
+        descriptor, table = open_shard(location, expected["num_bytes"])
+        if table.num_rows != expected["num_samples"]:
+            raise DataError(
+                f"{location}: its index has {table.num_rows} samples, the manifest says "
+                f"{expected['num_samples']}. Delete the index and run `pairmill index` on the "
+                "folder."
+            )
+        self._open[shard] = opened = _with_columns(location, descriptor, table)
+        return opened
+
+    def _open_local(self, location: str, num_bytes: int) -> tuple[int | None, pa.Table]:
+        try:
+            descriptor = os.open(location, os.O_RDONLY)
+        except OSError as error:
+            raise DataError(
+                f"{location}: cannot be opened ({error.strerror}); the manifest names it. "
+                "Restore it, or run `pairmill curate` again: it writes what is missing."
+            ) from None
+        size = os.fstat(descriptor).st_size
+        if size != num_bytes:
+            os.close(descriptor)
+            raise DataError(
+                f"{location}: has {size:,} bytes, the manifest says {num_bytes:,}; it was cut or "
+                "changed since. Restore it, or delete it and run `pairmill curate` again."
+            )
+        return descriptor, self._read_index(Path(location))
+
+    def _read_index(self, tar: Path) -> pa.Table:
+        wanted = _COLUMNS + (_MEMBER_COLUMNS if self._extensions else [])
+        try:
+            with pq.ParquetFile(index_path(tar)) as file:
+                there = set(file.schema_arrow.names)
+                if there.issuperset(wanted):
+                    columns = [name for name in (*wanted, "captions") if name in there]
+                    return file.read(columns, use_threads=False)
+        except (OSError, pa.ArrowException):
+            pass
+        return read_index(tar, wanted)  # says what is wrong
+
+    def _open_remote(self, location: str, num_bytes: int) -> tuple[int | None, pa.Table]:
+        assert self._cache is not None
+        url = str_index_path(location)
+        copy = self._cache.open(url)
+        with TemporaryDirectory(prefix="pairmill-index-") as folder:
+            name = location.rpartition("/")[2]
+            if copy is not None:
+                with open(copy, "rb") as file:
+                    content = file.read()
+            else:
+                content = self._cache.files.read(url, 0, self._cache.files.size(url))
+            index_path(Path(folder) / name).write_bytes(content)
+            table = self._read_index(Path(folder) / name)
+        return self._cache.open(location, num_bytes), table
+
+
+def captions_of(source: Source, shard: int) -> list[str]:
+    """Return the index's captions of a shard's usable samples, the first of each."""
+    location = source.location(shard)
+    columns = ["caption", "problem"]
+    if is_remote(location):
+        files = RemoteFiles(retries=8)
+        url = str_index_path(location)
+        content = files.read(url, 0, files.size(url))
+        table = pq.read_table(pa.BufferReader(content), columns=columns)
+    else:
+        table = read_index(location, columns)
+    usable = table.filter(pc.is_null(table["problem"]))["caption"].drop_null()
+    captions: list[str] = usable.to_pylist()
+    return captions
+
+
+def str_index_path(url: str) -> str:
+    """Return the URL of the index beside a remote tar."""
+    return f"{url.rpartition('/')[0]}/{index_path(url.rpartition('/')[2])}"
+
+
+def _with_columns(location: str, descriptor: int | None, table: pa.Table) -> _OpenShard:
+    columns = {name: table[name].combine_chunks() for name in table.column_names}
+    members = None
+    if "member_ext" in columns:
+        lists = [columns[name] for name in _MEMBER_COLUMNS]
+        members = _Members(
+            lists[0].offsets.to_numpy(),
+            lists[0].values,
+            lists[1].values.to_numpy(),
+            lists[2].values.to_numpy(),
+        )
+    problems = enumerate(columns["problem"].to_pylist())
+    return _OpenShard(
+        location=location,
+        name=location.rpartition("/")[2],
+        descriptor=descriptor,
+        key=columns["key"],
+        caption=columns["caption"],
+        captions=columns.get("captions"),
+        problem={row: problem for row, problem in problems if problem is not None},
+        offset=columns["image_offset"].to_pylist(),
+        size=columns["image_size"].to_pylist(),
+        members=members,
+    )
+
+
+def _captions(opened: _OpenShard, row: int) -> list[str]:
+    several = None if opened.captions is None else opened.captions[row].as_py()
+    if several:
+        return [text for text in several if text is not None]
+    one = opened.caption[row].as_py()
+    return [] if one is None else [one]
+
+
+def _pread(descriptor: int, size: int, offset: int, location: str) -> bytes:
+    parts: list[bytes] = []
+    missing, failures = size, 0
+    while missing:
+        try:
+            data = os.pread(descriptor, missing, offset + size - missing)
+            if len(data) == size:
+                return data
+        except OSError as error:
+            failures += 1
+            if failures == _TRIES:
+                raise DataError(
+                    f"{location}: cannot be read at byte {offset:,} ({error.strerror}), "
+                    f"{_TRIES} times in a row. Check the storage."
+                ) from None
+            time.sleep(0.1 * 4**failures)
+            continue
+        if not data:
+            break
+        parts.append(data)
+        missing -= len(data)
+    return b"".join(parts)

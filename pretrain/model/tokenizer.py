@@ -1,47 +1,98 @@
 """Text to token ids, by the Rust `tokenizers` library.
 
-A tokenizer is a folder's `tokenizer.json` with truncation and padding set to the context length, so
-that the file alone says how a caption becomes ids. `tokenizer_config.json` beside it lets
-open_clip's `hf_tokenizer_name` (through transformers) read the same file. Texts are cleaned as
-open_clip cleans them before a Hugging Face tokenizer (ftfy, HTML entities twice, white space): the
-same raw caption gives the same ids here and there.
+Three kinds: CLIP's byte-pair encoding (open_clip's ids, to the last one), a word-level vocabulary
+trained on the captions, any `tokenizer.json` of Hugging Face. Each is a folder's `tokenizer.json`
+with truncation and padding set to the context length, so that the file alone says how a caption
+becomes ids; `tokenizer_config.json` beside it lets open_clip's `hf_tokenizer_name` (through
+transformers) read the same file. Texts are cleaned as open_clip cleans them (ftfy, HTML entities
+twice, white space; lower case for CLIP): the same raw caption gives the same ids here and there.
 """
 
 from __future__ import annotations
 
+import gzip
 import html
 import json
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import ftfy
 import tokenizers
 import torch
 from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 
-from configs.errors import CheckpointError
+from configs.errors import CheckpointError, ConfigError
+from pretrain.reduction.text import truncate
 
 TOKENIZER_FILE = "tokenizer.json"
+_CONFIG_FILE = "tokenizer_config.json"
 PAD, UNKNOWN, END = "<pad>", "<unk>", "<end>"
 PAD_ID, UNKNOWN_ID, END_ID = 0, 1, 2
+_CLIP_SPECIAL = ("<start_of_text>", "<end_of_text>")
+_CLIP_VOCABULARY = 49_408
+# Printable ASCII without "&", tabs and line feeds: ftfy and HTML have nothing to mend in it.
+_CLEAN = re.compile(r"[\t\n\x20-%'-~]*")
 
 
 def clean(text: str) -> str:
     """Mend encoding, undo HTML entities (twice, as on the web), collapse white space."""
-    text = html.unescape(html.unescape(ftfy.fix_text(text)))
-    return re.sub(r"\s+", " ", text).strip()
+    if not _CLEAN.fullmatch(text):
+        text = html.unescape(html.unescape(ftfy.fix_text(text))).strip()
+    return " ".join(text.split())
 
 
 class Tokenizer:
-    """Captions to [n, context_length] int64 ids, padded with 0, ended by `end_id`."""
+    """Captions to [n, context_length] int64 ids, padded with `pad_id`, ended by `end_id`.
 
-    def __init__(self, backend: tokenizers.Tokenizer) -> None:
-        assert backend.truncation is not None, "a tokenizer of a model has a context length"
+    `is_clip`: CLIP's vocabulary, which open_clip knows by itself and lower-cases for.
+    """
+
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        context_length: int,
+        *,
+        pad_id: int = PAD_ID,
+        is_clip: bool = False,
+    ) -> None:
         backend.encode_special_tokens = True  # "<end>" in a caption is text
+        backend.no_truncation()  # pretrain.reduction.text does both, in one place
+        backend.no_padding()
         self._backend = backend
-        self.context_length = int(backend.truncation["max_length"])
+        self.is_clip = is_clip
+        self.context_length = context_length
         self.vocab_size = backend.get_vocab_size()
+        self.pad_id = pad_id
+        self._tail = _tail(backend)
+        self.end_id = self._tail[0] if self._tail else None
+
+    @classmethod
+    def clip(cls, context_length: int) -> Tokenizer:
+        """Make CLIP's tokenizer from the merges that open_clip ships."""
+        from open_clip.tokenizer import bytes_to_unicode, default_bpe
+
+        with gzip.open(default_bpe(), "rt", encoding="utf-8") as file:
+            lines = file.read().split("\n")[1 : _CLIP_VOCABULARY - 512 - 2 + 1]
+        merges = [(a, b) for a, b in (line.split() for line in lines)]
+        letters = list(bytes_to_unicode().values())
+        words = [*letters, *(f"{x}</w>" for x in letters), *(a + b for a, b in merges)]
+        vocabulary = {word: i for i, word in enumerate([*words, *_CLIP_SPECIAL])}
+        model = models.BPE(vocab=vocabulary, merges=merges, end_of_word_suffix="</w>")
+        backend = tokenizers.Tokenizer(model)
+        backend.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(tokenizers.Regex(_clip_pattern()), "removed", invert=True),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
+        start, end = _CLIP_SPECIAL
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"{start} $A {end}", special_tokens=[(t, vocabulary[t]) for t in (start, end)]
+        )
+        return cls(backend, context_length, is_clip=True)
 
     @classmethod
     def train_words(
@@ -62,14 +113,46 @@ class Tokenizer:
         backend.post_processor = processors.TemplateProcessing(
             single=f"$A {END}", special_tokens=[(END, END_ID)]
         )
-        return cls.from_backend(backend, context_length)
+        return cls(backend, context_length)
 
     @classmethod
-    def from_backend(cls, backend: tokenizers.Tokenizer, context_length: int) -> Tokenizer:
-        """Set truncation and padding to the context length."""
-        backend.enable_truncation(context_length)
-        backend.enable_padding(length=context_length, pad_id=PAD_ID, pad_token=PAD)
-        return cls(backend)
+    def from_file(
+        cls,
+        path: Path,
+        context_length: int,
+        *,
+        end_token: str | None = None,
+        pad_token: str | None = None,
+    ) -> Tokenizer:
+        """Read any Hugging Face tokenizer.json.
+
+        `end_token` is appended to every text where the file itself appends no special token;
+        `pad_token` is needed where the file sets no padding.
+
+        Raises ConfigError.
+        """
+        try:
+            backend = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the Rust library raises bare Exception
+            raise ConfigError(f"{path} is not a readable tokenizers file ({error}).") from None
+        for key, token in (("end_token", end_token), ("pad_token", pad_token)):
+            if token is not None and backend.token_to_id(token) is None:
+                raise ConfigError(f"tokenizer.{key}: {path} has no token {token!r}.")
+        padding = backend.padding
+        if pad_token is None and padding is None:
+            raise ConfigError(f"{path} sets no padding; name its token: tokenizer.pad_token.")
+        if not _tail(backend):
+            if end_token is None:
+                raise ConfigError(
+                    f"{path} ends a text with no special token, and the text feature is taken at "
+                    "one; name it: tokenizer.end_token."
+                )
+            backend.post_processor = processors.TemplateProcessing(
+                single=f"$A {end_token}",
+                special_tokens=[(end_token, backend.token_to_id(end_token))],
+            )
+        pad_id: Any = backend.token_to_id(pad_token) if pad_token else (padding or {})["pad_id"]
+        return cls(backend, context_length, pad_id=int(pad_id))
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
@@ -82,28 +165,100 @@ class Tokenizer:
                 f"{path} is not a readable tokenizers file ({error}); "
                 "expected the tokenizer.json that a pairmill checkpoint carries."
             ) from None
-        if backend.truncation is None:
+        truncation, padding = backend.truncation, backend.padding
+        if truncation is None or padding is None:
             raise CheckpointError(
-                f"{path} sets no truncation, so the context length is not known; "
+                f"{path} sets no truncation or no padding, so the context length is not known; "
                 "expected a file that pairmill wrote."
             )
-        return cls(backend)
+        vocabulary = backend.get_vocab_size()
+        is_clip = vocabulary == _CLIP_VOCABULARY and all(map(backend.token_to_id, _CLIP_SPECIAL))
+        return cls(
+            backend, int(truncation["max_length"]), pad_id=padding["pad_id"], is_clip=is_clip
+        )
 
     def save(self, folder: Path) -> None:
         """Write tokenizer.json and what transformers needs; the caller publishes the folder."""
-        self._backend.save(str(folder / TOKENIZER_FILE))
-        config = {
+        backend = self._backend
+        pad = backend.id_to_token(self.pad_id)
+        backend.enable_truncation(self.context_length)
+        backend.enable_padding(length=self.context_length, pad_id=self.pad_id, pad_token=pad)
+        backend.save(str(folder / TOKENIZER_FILE))
+        backend.no_truncation()
+        backend.no_padding()
+        if self.is_clip:  # open_clip reads it by its own tokenizer; transformers would take "!" out
+            return
+        config: dict[str, Any] = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": self.context_length,
-            "pad_token": PAD,
-            "unk_token": UNKNOWN,
-            "eos_token": END,
+            "pad_token": pad,
             "clean_up_tokenization_spaces": False,
         }
-        (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+        if self.end_id is not None:
+            config["eos_token"] = backend.id_to_token(self.end_id)
+        if backend.token_to_id(UNKNOWN) is not None:
+            config["unk_token"] = UNKNOWN
+        (folder / _CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of the texts with their special tokens, at full length."""
+        cleaned = [clean(text) for text in texts]
+        if self.is_clip:
+            cleaned = [text.lower() for text in cleaned]
+        ids = [encoding.ids for encoding in self._backend.encode_batch_fast(cleaned)]
+        if self.is_clip:
+            for i, text in enumerate(cleaned):
+                if "_of_text>" in text:  # to open_clip, the name of a special token is the token
+                    ids[i] = [ids[i][0], *_open_clip().encode(texts[i]), ids[i][-1]]
+        return ids
 
     def __call__(self, texts: Sequence[str]) -> torch.Tensor:
         """Return the ids of the texts, [n, context_length] int64."""
-        encodings = self._backend.encode_batch_fast([clean(text) for text in texts])
-        ids = [encoding.ids for encoding in encodings]
-        return torch.tensor(ids, dtype=torch.int64).reshape(len(ids), self.context_length)
+        return torch.from_numpy(
+            truncate(self.encode(texts), self.context_length, pad_id=self.pad_id, tail=self._tail)
+        )
+
+
+def _tail(backend: tokenizers.Tokenizer) -> list[int]:
+    """Return the special tokens that the tokenizer puts after every text."""
+    encoding = backend.encode("a")
+    tail: list[int] = []
+    for token, special in zip(
+        reversed(encoding.ids), reversed(encoding.special_tokens_mask), strict=True
+    ):
+        if not special:
+            break
+        tail.insert(0, token)
+    return tail
+
+
+@lru_cache(maxsize=1)
+def _open_clip() -> Any:
+    from open_clip.tokenizer import SimpleTokenizer
+
+    return SimpleTokenizer()
+
+
+@lru_cache(maxsize=1)
+def _clip_pattern() -> str:
+    """Return CLIP's word pattern for lower-case text.
+
+    Letters, numbers and white space are spelled out from the `regex` library that open_clip uses:
+    the Rust library's Unicode tables are of another version, and ids must not depend on that.
+    U+017F is a letter s to a pattern that ignores case.
+    """
+    letter, number, space = (_ranges(p) for p in (r"\p{L}", r"\p{N}", r"\s"))
+    contractions = "'[s\\x{17f}]|'t|'re|'ve|'m|'ll|'d"
+    return f"{contractions}|[{letter}]+|[{number}]|[^{space}{letter}{number}]+"
+
+
+def _ranges(pattern: str) -> str:
+    import regex
+
+    everything = "".join(chr(c) for c in range(0x110000) if not 0xD800 <= c < 0xE000)
+    found = (match.span() for match in regex.finditer(f"{pattern}+", everything))
+    runs = []
+    for start, stop in found:
+        first, last = ord(everything[start]), ord(everything[stop - 1])
+        runs.append(f"\\x{{{first:x}}}" if first == last else f"\\x{{{first:x}}}-\\x{{{last:x}}}")
+    return "".join(runs)

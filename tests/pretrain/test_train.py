@@ -4,6 +4,7 @@ signals.
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from pretrain.engine import parameter_groups
 from pretrain.model.clip import ClipModel, read_model_config
 from pretrain.schedule import warmup_cosine
 from pretrain.telemetry import Telemetry
+from pretrain.throughput import Throughput
 from pretrain.train import lock_folder
 from tests.pretrain.conftest import TINY_MODEL, make_config, png, run_ranks, write_tar
 
@@ -212,9 +214,11 @@ def test_a_second_process_on_the_same_run_folder_is_refused(tmp_path):
 
 
 def test_a_dry_run_says_the_arithmetic_without_training(dataset, model_file, tmp_path):
-    text = dry_run(make_config(dataset, model_file, tmp_path / "run"))
+    text = dry_run(make_config(dataset, model_file, tmp_path / "run"), seconds=0.1)
     assert "global batch 16 = 1 rank x 16 samples; 10 steps make 160 samples" in text
     assert "8 of 16 patches kept" in text
+    assert re.search(r"data alone [1-9][\d,]* samples/s \(0 workers\)", text)
+    assert re.search("limit.*raise data.num_workers from 0 to|all .* are used", text)
     assert not (tmp_path / "run").exists()
 
 
@@ -276,3 +280,36 @@ def test_a_half_set_launcher_environment_is_refused_with_what_is_missing():
         "half set: RANK, WORLD_SIZE are there, LOCAL_RANK, MASTER_ADDR, MASTER_PORT are not"
         in done.stderr
     )
+
+
+def test_a_mixture_with_clips_tokenizer_stops_and_goes_on_as_if_it_had_not(
+    dataset, model_file, tmp_path
+):
+    mixture = [{"manifest": str(dataset.folder), "weight": w} for w in (0.7, 0.3)]
+    data = {"mixture": mixture, "window_shards": 2, "num_workers": 1,
+            "captions": {"templates": ["{caption}", "a photo of {caption}"]}}  # fmt: skip
+    changes = {"data": data, "tokenizer": {"name": "clip"}, "samples": 64}
+    parts, whole = (make_config(dataset, model_file, tmp_path / n, **changes) for n in "ab")
+    run_ranks("train", 1, write_config(parts), "2", write_config(parts), "0",
+              write_config(whole), "0")  # fmt: skip
+    assert rows(tmp_path / "a") == rows(tmp_path / "b")
+    assert equal(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    text = json.loads(
+        (model_folder(tmp_path / "a") / "open_clip_config.json").read_text(encoding="utf-8")
+    )["model_cfg"]["text_cfg"]
+    assert (text["vocab_size"], "hf_tokenizer_name" in text) == (49408, False)
+
+
+def test_the_throughput_test_says_which_side_is_the_limit_and_what_to_change():
+    def advice(data: float, model: float | None, workers: int) -> str:
+        return Throughput(
+            data=data, model=model, num_workers=workers, num_cores=8, ranks_a_node=2
+        ).advice()
+
+    said = advice(500, 1500, 1)
+    assert "500 samples/s (1 worker), model alone 1,500" in said
+    assert "the data are the limit: raise data.num_workers from 1 to 4." in said
+    assert "use smaller images" in advice(500, 9000, 1)
+    assert "all 8 cores are used: store smaller images" in advice(2000, 9000, 4)
+    assert "the model is the limit, with data for 2.0 times its speed" in advice(3000, 1500, 4)
+    assert "model not measured: no device here" in advice(3000, None, 4)
