@@ -19,12 +19,15 @@ import sys
 import tempfile
 import threading
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from configs.load import validate
 from curation.index import SCHEMA, IndexInfo, digest_of_index, write_index
@@ -32,6 +35,7 @@ from curation.work import SCANNED
 
 _ALLOWED = 1.10
 _INTERVAL_S = 0.2
+_SCANNED_FILE = "scanned.parquet"
 _NUM_WORDS = 20_000
 _WORDS_A_CAPTION = 8
 
@@ -74,7 +78,7 @@ def _write_shard(path: Path, number: int, num_rows: int, words: pa.Array) -> Ind
     )
 
 
-def _write_pool(folder: Path, num_rows: int, rows_a_shard: int) -> pa.Table:
+def _write_pool(folder: Path, num_rows: int, rows_a_shard: int) -> None:
     """Write the indexes and the metadata; return the table that a scan would leave."""
     rng = np.random.default_rng(0)
     letters = "abcdefghijklmnopqrstuvwxyz"
@@ -98,7 +102,7 @@ def _write_pool(folder: Path, num_rows: int, rows_a_shard: int) -> pa.Table:
                 "unreadable": "{}",
             }
         )
-    return pa.Table.from_pylist(rows, schema=SCANNED)
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCANNED), folder / _SCANNED_FILE)
 
 
 def _pss(pid: int) -> int:
@@ -174,7 +178,10 @@ def _run_child(folder: Path, num_rows: int, rows_a_shard: int, num_workers: int)
     from curation.decide import decide
     from curation.engine import Engine
 
-    scanned = _write_pool(folder, num_rows, rows_a_shard)
+    # Another process makes the indexes: what it leaves in memory is not decide's.
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as other:
+        other.submit(_write_pool, folder, num_rows, rows_a_shard).result()
+    scanned = pq.read_table(folder / _SCANNED_FILE, partitioning=None)
     tree = {
         "name": "memory",
         "output": str(folder / "dataset"),
