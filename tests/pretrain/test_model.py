@@ -12,7 +12,8 @@ from pretrain.build import with_tokenizer
 from pretrain.checkpoint import export_model, model_folder
 from pretrain.model.clip import ClipModel, read_model_config
 from pretrain.model.patches import PatchGather
-from pretrain.model.similarity import Cosine, load_similarity
+from pretrain.model.geometries import Cosine
+from pretrain.model.similarity import load_similarity
 from pretrain.model.tokenizer import END_ID, Tokenizer, clean
 from tests.pretrain.conftest import TINY_MODEL
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pretrain.model.clip import Features
-from pretrain.model.similarity import Cosine
+from pretrain.model.geometries import Cosine
 from pretrain.objectives import objectives
 from pretrain.objectives.clip import clip_loss
 from pretrain.objectives.group import Solo
@@ -44,7 +44,7 @@ def test_loss_and_gradients_equal_open_clips():
             [math.log(100 if "100" in scale_name else 1 / 0.07)], dtype=torch.float64
         )
         log_scale.requires_grad_()
-        unit = Cosine().normalize
+        unit = Cosine().embed
         got = clip_loss(
             Features(unit(image), unit(text), log_scale.exp()), similarity=Cosine(), group=Solo()
         )
@@ -63,7 +63,7 @@ def test_loss_and_gradients_equal_open_clips():
 def test_the_order_of_the_pairs_and_a_rotation_do_not_change_the_loss(n, seed):
     generator = torch.Generator().manual_seed(seed)
     draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
-    image, text = Cosine().normalize(draw(n, 4)), Cosine().normalize(draw(n, 4))
+    image, text = Cosine().embed(draw(n, 4)), Cosine().embed(draw(n, 4))
     order = torch.randperm(n, generator=generator)
     rotation = torch.linalg.qr(draw(4, 4)).Q
     base = loss_of(image, text, 10.0).loss
@@ -73,7 +73,7 @@ def test_the_order_of_the_pairs_and_a_rotation_do_not_change_the_loss(n, seed):
 
 
 def test_half_precision_features_are_compared_in_single_precision():
-    image = Cosine().normalize(torch.randn(4, 8)).bfloat16()
+    image = Cosine().embed(torch.randn(4, 8)).bfloat16()
     assert loss_of(image, image, 100.0).loss.dtype == torch.float32
 
 
