@@ -195,6 +195,11 @@ class Lorentz(Geometry):
         radius_n1 = self._curvature(feature_nD).sqrt() * _length(tangent_nD, keepdim=True)
         return radius_n1.clamp_max(_LARGEST_RADIUS).sinh() / radius_n1 * tangent_nD
 
+    def to_tangent(self, point_nD: Tensor) -> Tensor:
+        """Return the tangents at the origin that lead to the points (the logarithmic map)."""
+        radius_n1 = self._curvature(point_nD).sqrt() * _length(point_nD, keepdim=True)
+        return radius_n1.asinh() / radius_n1 * point_nD
+
     def _time(self, point_nD: Tensor) -> Tensor:
         return (1 / self._curvature(point_nD) + point_nD.square().sum(-1)).sqrt()
 
