@@ -24,8 +24,14 @@ from torch import Tensor
 from configs.errors import CheckpointError, ConfigError, UsageError, did_you_mean
 from evaluation.tar import file_sha256
 from pretrain.checkpoint import model_folder, verify_model
-from pretrain.model.clip import NEEDS_PAIRMILL, load_clip
-from pretrain.model.similarity import CONFIG_FILE, Similarity, similarities, similarity_of
+from pretrain.model.clip import load_clip
+from pretrain.model.similarity import (
+    CONFIG_FILE,
+    NEEDS_PAIRMILL,
+    Similarity,
+    similarities,
+    similarity_of,
+)
 from pretrain.model.tokenizer import TOKENIZER_FILE, Tokenizer
 
 # open_clip must come after pretrain.model.clip, which mends the import of torchvision beside CPU

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 
 from configs.errors import ConfigError, did_you_mean
 from configs.load import SHIPPED
-from pretrain.model.features import Features, Teacher
+from pretrain.model.features import Features
 from pretrain.model.heads import Heads
 from pretrain.model.logits import Logits
 from pretrain.model.patches import PatchGather
-from pretrain.model.similarity import CONFIG_FILE, Similarity, similarity_of
+from pretrain.model.similarity import CONFIG_FILE, NEEDS_PAIRMILL, Similarity, similarity_of
 from pretrain.model.torchvision_ops import ensure_torchvision
 
 ensure_torchvision()
@@ -40,10 +40,6 @@ _NEEDED = {
 }
 WEIGHTS_FILE = "open_clip_model.safetensors"
 Json = dict[str, Any]
-
-
-# In model_cfg where open_clip has no such model: its constructor refuses the unknown key by name.
-NEEDS_PAIRMILL = "needs_pairmill"
 
 
 def read_model_config(name: str) -> Json:
@@ -185,45 +181,51 @@ class ClipModel(nn.Module):
         image_b3HW: Tensor,
         token_bL: Tensor,
         kept_bK: Tensor | None = None,
-        views: tuple[Tensor, Tensor] | None = None,
+        view_bv3HW: Tensor | None = None,
+        negative_token_bL: Tensor | None = None,
+        negative_image_b3HW: Tensor | None = None,
         teacher: tuple[Tensor, Tensor, Tensor] | None = None,
     ) -> Features:
         """Encode uint8 images and token ids; with `kept_bK`, only those patches of each image.
 
-        `views` are two augmented views of each image, uint8, whole. `teacher` is what the frozen
-        teacher gives for the batch: image and text features of length 1, and its logit scale.
+        `view_bv3HW` are two augmented views of each image, encoded whole. `teacher` is what the
+        frozen teacher gives for the batch: image and text features of length 1, and its exp(s).
         """
         self.patches.kept_bK = kept_bK
         try:
-            image_bD = self.clip.encode_image(self._pixels(image_b3HW))
+            image_bD = self.clip.encode_image(self.pixels(image_b3HW))
         finally:
             self.patches.kept_bK = None
         text_bD = self.clip.encode_text(token_bL)
         dtype = torch.promote_types(image_bD.dtype, torch.float32)  # losses are not in bfloat16
         bias = self.clip.logit_bias
-        return Features(
-            image_bD,
-            text_bD,
-            self.clip.logit_scale.to(dtype).exp(),
-            None if bias is None else bias.to(dtype),
-            image_views=None if views is None else self._projected(views),
-            teacher=None
-            if teacher is None
-            else Teacher(*teacher, *self.heads.to_teacher(image_bD, text_bD)),
-        )
+        more: dict[str, Tensor] = {} if bias is None else {"logit_bias": bias.to(dtype)}
+        if view_bv3HW is not None:
+            more["view_a_bP"], more["view_b_bP"] = self._projected(view_bv3HW)
+        if negative_token_bL is not None:
+            more["negative_text_bD"] = self.clip.encode_text(negative_token_bL)
+        if negative_image_b3HW is not None:
+            more["negative_image_bD"] = self.clip.encode_image(self.pixels(negative_image_b3HW))
+        if teacher is not None:
+            names = ("teacher_image_bE", "teacher_text_bE", "teacher_scale")
+            more |= zip(names, teacher, strict=True)
+            more |= self.heads.to_teacher(image_bD, text_bD)
+        return Features(image_bD, text_bD, self.clip.logit_scale.to(dtype).exp(), **more)
 
-    def _pixels(self, image_b3HW: Tensor) -> Tensor:
+    def pixels(self, image_b3HW: Tensor) -> Tensor:
+        """Return the normalized pixels that the image tower takes, from uint8."""
         # The operations of torchvision's ToTensor and Normalize, in their order: bit-equal
         # features.
         pixels = (image_b3HW.to(torch.float32) / 255 - self.mean) / self.std
         return pixels.to(self.clip.visual.conv1.weight.dtype)
 
-    def _projected(self, views: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def _projected(self, view_bv3HW: Tensor) -> tuple[Tensor, Tensor]:
         """Return SLIP's projections [b, P] of the pooled features before the last map."""
         assert self.heads.views is not None, "the model was built without a head for views"
         visual = self.clip.visual
-        pooled, _ = visual._pool(visual.transformer(visual._embeds(self._pixels(torch.cat(views)))))
-        first, second = self.heads.views(pooled).chunk(2)
+        pixels = self.pixels(view_bv3HW.flatten(0, 1))
+        pooled, _ = visual._pool(visual.transformer(visual._embeds(pixels)))
+        first, second = self.heads.views(pooled).unflatten(0, view_bv3HW.shape[:2]).unbind(1)
         return first, second
 
     @property

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+LOG_CURVATURE_LIMITS = (math.log(0.1), math.log(10.0))  # held by the trainer after each step (MERU)
 _LARGEST_LENGTH = 1.0e15  # its square, times 100 and a batch, is still a float32
 _LARGEST_RADIUS = math.asinh(2.0**15)  # MERU's limit of the exponential map
 

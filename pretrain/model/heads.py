@@ -43,8 +43,12 @@ class Heads(nn.Module):
             self.text = nn.Identity() if same else nn.Linear(embed_dim, teacher_dim)
             self.log_cross_scale = nn.Parameter(torch.tensor([math.log(1 / 0.07)]))
 
-    def to_teacher(self, image_bD: Tensor, text_bD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the student's features in the teacher's space [b, E], and the cross scale [1]."""
+    def to_teacher(self, image_bD: Tensor, text_bD: Tensor) -> dict[str, Tensor]:
+        """Return the fields of `Features` that hold the student in the teacher's space."""
         assert self.image is not None, "the model was built without a teacher"
         assert self.text is not None
-        return self.image(image_bD), self.text(text_bD), self.log_cross_scale.float().exp()
+        return {
+            "student_image_bE": self.image(image_bD),
+            "student_text_bE": self.text(text_bD),
+            "cross_scale": self.log_cross_scale.float().exp(),
+        }

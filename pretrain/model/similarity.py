@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 CONFIG_FILE = "open_clip_config.json"
+# In model_cfg where open_clip has no such model: its constructor refuses the unknown key by name.
+NEEDS_PAIRMILL = "needs_pairmill"
 Curvature = Annotated[float, Field(ge=0.1, le=10.0)]  # of the space: -c; MERU's limits
 TowerScale = Annotated[float, Field(gt=0)]
 Score = Literal["distance", "squared", "inner"]  # minus the first two, or the inner product

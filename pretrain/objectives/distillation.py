@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import PositiveInt
 
-from pretrain.model.features import Features, Teacher
+from pretrain.model.features import Features, Need, required
 from pretrain.objectives.registry import Objective, objectives
 
 if TYPE_CHECKING:
@@ -27,12 +27,7 @@ if TYPE_CHECKING:
     from pretrain.objectives.group import Group
 
 Divergence = Literal["kl", "cross_entropy"]
-_TEACHER = frozenset({"teacher"})
-
-
-def _teacher(features: Features) -> Teacher:
-    assert features.teacher is not None
-    return features.teacher
+_TEACHER: frozenset[Need] = frozenset({"teacher"})
 
 
 def relation_loss(
@@ -49,12 +44,14 @@ def relation_loss(
     """
     from pretrain.objectives.rows import dot, mean_over_rows
 
-    teacher = _teacher(features)
+    teacher_image_bE, teacher_text_bE, teacher_scale = required(
+        features.teacher_image_bE, features.teacher_text_bE, features.teacher_scale
+    )
     image_bD = similarity.embed_image(features.image_bD)
     text_bD = similarity.embed_text(features.text_bD)
     dtype = image_bD.dtype
-    teacher_image_bE, teacher_text_bE = teacher.image_bE.to(dtype), teacher.text_bE.to(dtype)
-    teacher_scale = teacher.logit_scale.to(dtype)
+    teacher_image_bE, teacher_text_bE = teacher_image_bE.to(dtype), teacher_text_bE.to(dtype)
+    teacher_scale = teacher_scale.to(dtype)
 
     def one_way(
         row_bD: Tensor, teacher_row_bE: Tensor, all_BD: Tensor, teacher_BE: Tensor, swap: bool
@@ -89,11 +86,10 @@ def feature_loss(features: Features, *, similarity: Similarity, group: Group) ->
 
     from pretrain.objectives.rows import unit
 
-    teacher = _teacher(features)
-    image_bE, text_bE = unit(teacher.student_image_bE), unit(teacher.student_text_bE)
-    return mse_loss(image_bE, teacher.image_bE.to(image_bE.dtype)) + mse_loss(
-        text_bE, teacher.text_bE.to(text_bE.dtype)
-    )
+    image_bE, text_bE = map(unit, required(features.student_image_bE, features.student_text_bE))
+    targets = required(features.teacher_image_bE, features.teacher_text_bE)
+    teacher_image_bE, teacher_text_bE = (target.to(image_bE.dtype) for target in targets)
+    return mse_loss(image_bE, teacher_image_bE) + mse_loss(text_bE, teacher_text_bE)
 
 
 def interaction_loss(
@@ -105,13 +101,15 @@ def interaction_loss(
     """
     from pretrain.objectives.rows import dot, softmax_loss, unit
 
-    teacher = _teacher(features)
-    image_bE, text_bE = unit(teacher.student_image_bE), unit(teacher.student_text_bE)
-    compare = partial(
-        softmax_loss, scale=teacher.cross_scale, scores=dot, group=group, chunk_rows=chunk_rows
+    image_bE, text_bE = map(unit, required(features.student_image_bE, features.student_text_bE))
+    teacher_image_bE, teacher_text_bE, cross_scale = required(
+        features.teacher_image_bE, features.teacher_text_bE, features.cross_scale
     )
-    i2t = compare(image_bE, group.gather(teacher.text_bE.to(image_bE.dtype)))
-    t2i = compare(text_bE, group.gather(teacher.image_bE.to(text_bE.dtype)))
+    compare = partial(
+        softmax_loss, scale=cross_scale, scores=dot, group=group, chunk_rows=chunk_rows
+    )
+    i2t = compare(image_bE, group.gather(teacher_text_bE.to(image_bE.dtype)))
+    t2i = compare(text_bE, group.gather(teacher_image_bE.to(text_bE.dtype)))
     return (i2t + t2i) / 2
 
 

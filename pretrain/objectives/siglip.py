@@ -55,7 +55,7 @@ def siglip_loss(
         if own >= 0:
             row = torch.arange(len(image_cD), device=image_cD.device)
             sign_cm[row, own + start + row] = -1
-        return torch.nn.functional.softplus(sign_cm * logits_cm).sum()
+        return -torch.nn.functional.logsigmoid(-sign_cm * logits_cm).sum()
 
     def against(text_mD: Tensor, own: int) -> Tensor:
         return mean_over_rows(

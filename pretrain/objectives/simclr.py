@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import PositiveFloat, PositiveInt
 
-from pretrain.model.features import Features
+from pretrain.model.features import Features, required
 from pretrain.objectives.registry import Objective, objectives
 
 if TYPE_CHECKING:
@@ -37,8 +37,7 @@ def simclr_loss(
 
     from pretrain.objectives.rows import mean_over_rows, own_places, unit
 
-    assert features.image_views is not None
-    a_bP, b_bP = (unit(view) for view in features.image_views)
+    a_bP, b_bP = map(unit, required(features.view_a_bP, features.view_b_bP))
 
     def summed(start: int, row_cP: Tensor, other_BP: Tensor, same_BP: Tensor) -> Tensor:
         own_c = own_places(group, len(a_bP), start, row_cP)
@@ -57,5 +56,5 @@ def simclr(*, temperature: PositiveFloat = 0.1, chunk_rows: PositiveInt = 512) -
     """SimCLR on two augmented views of each image (SLIP, arXiv:2112.12750)."""
     return Objective(
         partial(simclr_loss, temperature=temperature, chunk_rows=chunk_rows),
-        needs=frozenset({"image_views"}),
+        needs=frozenset({"views"}),
     )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import PositiveInt
 
-from pretrain.model.features import Features
+from pretrain.model.features import Features, required
 from pretrain.objectives.registry import Objective, objectives
 
 if TYPE_CHECKING:
@@ -57,11 +57,11 @@ def negclip_loss(
     features: Features, *, similarity: Similarity, group: Group, chunk_rows: int = 512
 ) -> Tensor:
     """Return NegCLIP's loss."""
-    assert features.negative_text_bD is not None
+    (negative_text_bD,) = required(features.negative_text_bD)
     return _negclip(
         similarity.embed_image(features.image_bD),
         similarity.embed_text(features.text_bD),
-        similarity.embed_text(features.negative_text_bD),
+        similarity.embed_text(negative_text_bD),
         features.logit_scale,
         similarity,
         group,
@@ -73,12 +73,11 @@ def triplet_loss(
     features: Features, *, similarity: Similarity, group: Group, chunk_rows: int = 512
 ) -> Tensor:
     """Return TripletCLIP's loss."""
-    assert features.negative_text_bD is not None
-    assert features.negative_image_bD is not None
+    negatives = required(features.negative_image_bD, features.negative_text_bD)
     image_bD = similarity.embed_image(features.image_bD)
     text_bD = similarity.embed_text(features.text_bD)
-    negative_image_bD = similarity.embed_image(features.negative_image_bD)
-    negative_text_bD = similarity.embed_text(features.negative_text_bD)
+    negative_image_bD = similarity.embed_image(negatives[0])
+    negative_text_bD = similarity.embed_text(negatives[1])
     common = (features.logit_scale, similarity, group, chunk_rows)
     return _negclip(image_bD, text_bD, negative_text_bD, *common) + _negclip(
         negative_image_bD, negative_text_bD, text_bD, *common

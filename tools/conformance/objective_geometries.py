@@ -91,7 +91,6 @@ def check_meru(golden: Golden) -> Iterator[Row]:
         similarity = _similarity("hyperbolic", "", float(match[1]))
         image, text = golden.pair(case)
         log_scale = scalar(_log32(CLIP_SCALE))
-        similarity.log_curvature.data.fill_(_log32(float(match[1])))
         # Ours is relative to D^-1/2, theirs holds the whole factor.
         width = image.shape[1]
         for alpha in (similarity.log_image_scale, similarity.log_text_scale):

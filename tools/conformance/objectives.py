@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pretrain.model.features import Features, Teacher
+from pretrain.model.features import Features
 from pretrain.model.similarity import similarities
 from pretrain.objectives import objectives
 from pretrain.objectives.cloob import retrieve
@@ -214,7 +214,7 @@ def check_openclip_distill(golden: Golden) -> Iterator[Row]:
     for case, _ in golden.cases(r"s\d+_b\d+_d\d+"):
         image, text = (leaf(unit(raw)) for raw in golden.pair(case))
         features = Features(image, text, scalar(CLIP_SCALE))
-        features = features._replace(teacher=teacher_of(golden, case, image, text))
+        features = features._replace(**teacher_of(golden, case, image, text))
         contrastive = loss_of("clip", features, cosine)
         distill = loss_of("distill_relation", features, cosine, divergence="cross_entropy")
         yield from golden.rows(
@@ -227,8 +227,8 @@ def check_openclip_distill(golden: Golden) -> Iterator[Row]:
         )
 
 
-def teacher_of(golden: Golden, case: str, image: Tensor, text: Tensor) -> Teacher:
-    """Return the teacher of a case; the student is projected where the file has projections."""
+def teacher_of(golden: Golden, case: str, image: Tensor, text: Tensor) -> dict[str, Tensor]:
+    """Return the fields that hold the teacher of a case; the student is projected where the file has projections."""
     teacher_image = unit(golden.leaf(f"{case}/teacher_img_raw").detach())
     teacher_text = unit(golden.leaf(f"{case}/teacher_txt_raw").detach())
     students = []
@@ -240,8 +240,14 @@ def teacher_of(golden: Golden, case: str, image: Tensor, text: Tensor) -> Teache
         students.append(feature)
     key = f"{case}/param_cross_logit_scale"
     cross = golden.arrays[key] if golden.has(key) else 1.0
-    scales = torch.tensor([TEACHER_SCALE]).double(), torch.tensor([float(cross)]).double()
-    return Teacher(teacher_image, teacher_text, scales[0], *students, scales[1])
+    return {
+        "teacher_image_bE": teacher_image,
+        "teacher_text_bE": teacher_text,
+        "teacher_scale": torch.tensor([TEACHER_SCALE], dtype=torch.float64),
+        "student_image_bE": students[0],
+        "student_text_bE": students[1],
+        "cross_scale": torch.tensor([float(cross)], dtype=torch.float64),
+    }
 
 
 def check_clipkd(golden: Golden) -> Iterator[Row]:
@@ -256,7 +262,7 @@ def check_clipkd(golden: Golden) -> Iterator[Row]:
     for case, _ in golden.cases(r"s\d+_b\d+_d\d+/tdim\d+"):
         image, text = golden.pair(case)
         features = Features(image, text, scalar(CLIP_SCALE))
-        features = features._replace(teacher=teacher_of(golden, case, image, text))
+        features = features._replace(**teacher_of(golden, case, image, text))
         for term, (name, weight) in built.items():
             loss = weight * loss_of(name, features, cosine)
             found = slopes(loss, img_raw=image, txt_raw=text)
@@ -273,7 +279,9 @@ def check_slip(golden: Golden) -> Iterator[Row]:
     for case, _ in golden.cases(r"s\d+_b\d+_d\d+"):
         image, text = golden.pair(case)
         views = golden.leaf(f"{case}/aug1_raw"), golden.leaf(f"{case}/aug2_raw")
-        features = Features(image, text, scalar(CLIP_SCALE), image_views=views)
+        features = Features(
+            image, text, scalar(CLIP_SCALE), view_a_bP=views[0], view_b_bP=views[1]
+        )
         clip, ssl = loss_of("clip", features, cosine), loss_of("simclr", features, cosine)
         inputs = {
             **{"img_raw": image, "txt_raw": text},
