@@ -183,9 +183,9 @@ def _path(loc: Sequence[Any], tree: Any) -> str:
     """
     path, node = [], tree
     for part in loc:
-        if isinstance(node, dict) and part not in node:
-            if node.get("name") == part or isinstance(part, int):
-                continue
+        unwritten = isinstance(node, dict) and part not in node
+        if unwritten and (node.get("name") == part or isinstance(part, int)):
+            continue
         path.append(str(part))
         try:
             node = node[part]

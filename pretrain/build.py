@@ -25,7 +25,7 @@ from pretrain.data.reader import captions_of
 from pretrain.data.remote import CachePlan
 from pretrain.data.streaming import Stream, StreamDataset, stream_batches
 from pretrain.engine import Engine, start_processes
-from pretrain.model.clip import ClipModel, CLIPVisionCfg, Json, read_model_config
+from pretrain.model.clip import DEFAULT_IMAGE_WIDTH, ClipModel, Json, read_model_config
 from pretrain.model.heads import Heads
 from pretrain.model.tokenizer import TOKENIZER_FILE, Tokenizer
 from pretrain.objectives.group import Group, world_or_solo
@@ -82,7 +82,7 @@ def build_model(config: PretrainConfig, model_config: Json, teacher: Teacher | N
                 f"dimensions up to the model's embed_dim, {width}."
             )
     heads = Heads(
-        image_width=int(model_config["vision_cfg"].get("width", CLIPVisionCfg.width)),
+        image_width=int(model_config["vision_cfg"].get("width", DEFAULT_IMAGE_WIDTH)),
         view_width=config.view_head_width if "views" in total.needs else None,
         embed_dim=width,
         teacher_dim=None if teacher is None else teacher.embed_dim,

@@ -236,9 +236,7 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, Mapping | Term) else value
 
 
-Objectives = Annotated[
-    tuple[Annotated[Term, Tagged(objectives)], ...], BeforeValidator(_as_list)
-]
+Objectives = Annotated[tuple[Annotated[Term, Tagged(objectives)], ...], BeforeValidator(_as_list)]
 
 
 class PretrainConfig(Config):

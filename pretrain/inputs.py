@@ -1,4 +1,4 @@
-"""A batch as the model takes it: on the device, with what the objectives need and the teacher's view."""
+"""A batch as the model takes it: on the device, with what objectives need and a teacher's view."""
 
 from __future__ import annotations
 

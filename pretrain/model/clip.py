@@ -38,6 +38,7 @@ _NEEDED = {
     "vision_cfg": ("image_size", "patch_size", "layers"),
     "text_cfg": ("context_length", "vocab_size"),
 }
+DEFAULT_IMAGE_WIDTH = int(CLIPVisionCfg.width)
 WEIGHTS_FILE = "open_clip_model.safetensors"
 Json = dict[str, Any]
 
@@ -144,7 +145,11 @@ class ClipModel(nn.Module):
         super().__init__()
         self.similarity = similarity or similarity_of({})
         logits = logits or Logits(scale=self.similarity.initial_logit_scale)
-        self.config = {**config, "init_logit_bias": logits.bias} if logits.bias else dict(config)
+        self.config = dict(config)
+        if self.config.get("final_norm"):
+            del self.config["final_norm"]  # as open_clip has it: it does not know the key
+        if logits.bias is not None:
+            self.config["init_logit_bias"] = logits.bias
         self.clip = build_clip(self.config)
         if not hasattr(self.clip.visual, "patch_dropout"):
             raise ConfigError(
@@ -199,7 +204,7 @@ class ClipModel(nn.Module):
         text_bD = self.clip.encode_text(token_bL)
         dtype = torch.promote_types(image_bD.dtype, torch.float32)  # losses are not in bfloat16
         bias = self.clip.logit_bias
-        more: dict[str, Tensor] = {} if bias is None else {"logit_bias": bias.to(dtype)}
+        more: dict[str, Any] = {} if bias is None else {"logit_bias": bias.to(dtype)}
         if view_bv3HW is not None:
             more["view_a_bP"], more["view_b_bP"] = self._projected(view_bv3HW)
         if negative_token_bL is not None:

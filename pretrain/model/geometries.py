@@ -4,8 +4,7 @@
 All of them compute in float32 at least, and give neither NaN nor infinite gradients for coincident,
 zero, tiny or huge features; features that are not finite stay so, for the trainer to see.
 
-Legend: n, m rows; C classes; T templates; D embedding width; c minus the curvature; x text, y image;
-xs the space part of a point of the hyperboloid, xt = sqrt(1/c + |xs|^2) its time.
+Legend: n, m rows; C classes; T templates; D width; c minus the curvature; x text, y image; xs the space part of a point of the hyperboloid, xt = sqrt(1/c + |xs|^2) its time.
 """
 
 from __future__ import annotations
@@ -124,7 +123,7 @@ class Euclidean(Geometry):
 
     def embed(self, feature_nD: Tensor) -> Tensor:
         """Return D^-1/2 f."""
-        return _checked(feature_nD) * feature_nD.shape[-1] ** -0.5
+        return _checked(feature_nD) * float(feature_nD.shape[-1] ** -0.5)
 
     def scores(self, image_nD: Tensor, text_mD: Tensor) -> Tensor:
         """Return minus distances, minus squared distances, or inner products."""
@@ -192,7 +191,9 @@ class Lorentz(Geometry):
     def _lift(self, feature_nD: Tensor, log_scale: Tensor) -> Tensor:
         """The exponential map at the origin: sinh(r) / r * x with r = sqrt(c) |x|."""
         feature_nD = _checked(feature_nD)
-        tangent_nD = feature_nD * (log_scale.to(feature_nD.dtype).exp() * feature_nD.shape[-1] ** -0.5)
+        tangent_nD = feature_nD * (
+            log_scale.to(feature_nD.dtype).exp() * feature_nD.shape[-1] ** -0.5
+        )
         radius_n1 = self._curvature(feature_nD).sqrt() * _length(tangent_nD, keepdim=True)
         return radius_n1.clamp_max(_LARGEST_RADIUS).sinh() / radius_n1 * tangent_nD
 
@@ -202,7 +203,8 @@ class Lorentz(Geometry):
         return radius_n1.asinh() / radius_n1 * point_nD
 
     def _time(self, point_nD: Tensor) -> Tensor:
-        return (1 / self._curvature(point_nD) + point_nD.square().sum(-1)).sqrt()
+        squared_n: Tensor = 1 / self._curvature(point_nD) + point_nD.square().sum(-1)
+        return squared_n.sqrt()
 
     def scores(self, image_nD: Tensor, text_mD: Tensor) -> Tensor:
         """Return minus distances, minus squared distances, or Lorentz inner products."""
@@ -236,4 +238,5 @@ class Lorentz(Geometry):
 
 def _length(x_nD: Tensor, *, keepdim: bool = False) -> Tensor:
     """Return lengths, at least a number whose inverse is finite; no gradient flows below it."""
-    return x_nD.norm(dim=-1, keepdim=keepdim).clamp_min(_eps(x_nD) ** 2)
+    length_n: Tensor = torch.linalg.vector_norm(x_nD, dim=-1, keepdim=keepdim)
+    return length_n.clamp_min(_eps(x_nD) ** 2)

@@ -47,8 +47,9 @@ class Heads(nn.Module):
         """Return the fields of `Features` that hold the student in the teacher's space."""
         assert self.image is not None, "the model was built without a teacher"
         assert self.text is not None
+        dtype = torch.promote_types(self.log_cross_scale.dtype, torch.float32)
         return {
             "student_image_bE": self.image(image_bD),
             "student_text_bE": self.text(text_bD),
-            "cross_scale": self.log_cross_scale.float().exp(),
+            "cross_scale": self.log_cross_scale.to(dtype).exp(),
         }

@@ -59,7 +59,9 @@ def relation_loss(
         def summed(
             start: int, row_cD: Tensor, teacher_cE: Tensor, all_BD: Tensor, scale: Tensor
         ) -> Tensor:
-            scores = similarity.scores(all_BD, row_cD).T if swap else similarity.scores(row_cD, all_BD)
+            scores = (
+                similarity.scores(all_BD, row_cD).T if swap else similarity.scores(row_cD, all_BD)
+            )
             log_q = (scale * scores).log_softmax(dim=1)
             log_p = (teacher_scale * dot(teacher_cE, teacher_BE)).log_softmax(dim=1)
             target = log_p - log_q if divergence == "kl" else -log_q
@@ -114,9 +116,7 @@ def interaction_loss(
 
 
 @objectives.register("distill_relation")
-def distill_relation(
-    *, divergence: Divergence = "kl", chunk_rows: PositiveInt = 512
-) -> Objective:
+def distill_relation(*, divergence: Divergence = "kl", chunk_rows: PositiveInt = 512) -> Objective:
     """Contrastive relations of a teacher (CRD, CLIP-KD, arXiv:2307.12732; open_clip's form)."""
     loss = partial(relation_loss, divergence=divergence, chunk_rows=chunk_rows)
     return Objective(loss, needs=_TEACHER)

@@ -46,7 +46,5 @@ def entailment(
     *, min_radius: NonNegativeFloat = 0.1, final_min_radius: NonNegativeFloat | None = None
 ) -> Objective:
     """Entailment cones (MERU, arXiv:2304.09172); in Euclidean or Lorentz geometry."""
-    loss = partial(
-        entailment_loss, min_radius=min_radius, final_min_radius=final_min_radius
-    )
-    return Objective(loss, geometries=HAVE_CONES)  # type: ignore[arg-type]  # only cones come here
+    loss = partial(entailment_loss, min_radius=min_radius, final_min_radius=final_min_radius)
+    return Objective(loss, geometries=HAVE_CONES)

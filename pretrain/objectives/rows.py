@@ -49,7 +49,9 @@ class _ChunkedSum(torch.autograd.Function):
         for tensor, needed in zip(used, needs, strict=False):
             tensor.requires_grad_(needed)
         whole, parameters = used[num_rows:], tensors[num_rows + num_whole :]
-        gradients = [torch.zeros_like(t) if n else None for t, n in zip(tensors, needs, strict=True)]
+        gradients = [
+            torch.zeros_like(t) if n else None for t, n in zip(tensors, needs, strict=True)
+        ]
         losses = []
         for start in range(0, len(tensors[0]), chunk):
             cut = [t[start : start + chunk].detach() for t in used[:num_rows]]

@@ -28,7 +28,7 @@ def on_ranks(size: int, pair: tuple[Array, Array]) -> tuple[list[Found], ...]:
         free.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(  # type: ignore[no-untyped-call]
+        torch.multiprocessing.spawn(  # type: ignore[no-untyped-call,attr-defined]
             _rank, args=(size, address, pair, folder), nprocs=size
         )
         files = [Path(folder) / f"{rank}.pt" for rank in range(size)]

@@ -1,9 +1,9 @@
 """The objectives against numbers from the authors' own code, in float64 and at 1e-9.
 
 `python -m tools.conformance objectives FOLDER`, with golden files as described in the README beside
-them: NAME.npz of arrays `case/.../array`. Cases of any seed and size are read off their names; where
-inputs.npz lacks a case, its features are drawn again from the seed. Files and quantities of methods
-that are not objectives of ours are listed as not built.
+them: NAME.npz of arrays `case/.../array`. Cases of any seed and size are read off their names;
+where inputs.npz lacks a case, its features are drawn again from the seed. Files and quantities of
+methods that are not objectives of ours are listed as not built.
 """
 
 from __future__ import annotations
@@ -77,9 +77,7 @@ class Golden:
         text = 0.7 * image + 0.7 * noise
         return image.requires_grad_(), text.requires_grad_()
 
-    def rows(
-        self, case: str, ours: Mapping[str, Tensor | float], atol: float = ATOL
-    ) -> Iterator[Row]:
+    def rows(self, case: str, ours: Mapping[str, Any], atol: float = ATOL) -> Iterator[Row]:
         """Compare those quantities that the file has for the case."""
         for quantity, value in ours.items():
             key = f"{case}/{quantity}"
@@ -227,8 +225,8 @@ def check_openclip_distill(golden: Golden) -> Iterator[Row]:
         )
 
 
-def teacher_of(golden: Golden, case: str, image: Tensor, text: Tensor) -> dict[str, Tensor]:
-    """Return the fields that hold the teacher of a case; the student is projected where the file has projections."""
+def teacher_of(golden: Golden, case: str, image: Tensor, text: Tensor) -> dict[str, Any]:
+    """Return the fields that hold a case's teacher; students are projected where the file does."""
     teacher_image = unit(golden.leaf(f"{case}/teacher_img_raw").detach())
     teacher_text = unit(golden.leaf(f"{case}/teacher_txt_raw").detach())
     students = []
@@ -279,13 +277,13 @@ def check_slip(golden: Golden) -> Iterator[Row]:
     for case, _ in golden.cases(r"s\d+_b\d+_d\d+"):
         image, text = golden.pair(case)
         views = golden.leaf(f"{case}/aug1_raw"), golden.leaf(f"{case}/aug2_raw")
-        features = Features(
-            image, text, scalar(CLIP_SCALE), view_a_bP=views[0], view_b_bP=views[1]
-        )
+        features = Features(image, text, scalar(CLIP_SCALE), view_a_bP=views[0], view_b_bP=views[1])
         clip, ssl = loss_of("clip", features, cosine), loss_of("simclr", features, cosine)
         inputs = {
-            **{"img_raw": image, "txt_raw": text},
-            **{"aug1_raw": views[0], "aug2_raw": views[1]},
+            "img_raw": image,
+            "txt_raw": text,
+            "aug1_raw": views[0],
+            "aug2_raw": views[1],
         }
         found = {"clip": clip, "ssl": ssl, "loss": clip + ssl}
         yield from golden.rows(case, {**found, **slopes(clip + ssl, **inputs)})
@@ -307,8 +305,10 @@ def check_tripletclip(golden: Golden) -> Iterator[Row]:
         )
         loss = loss_of("triplet", features, cosine)
         inputs = {
-            **{"img_raw": image, "txt_raw": text},
-            **{"neg_img_raw": negative_image, "neg_txt_raw": negative_text},
+            "img_raw": image,
+            "txt_raw": text,
+            "neg_img_raw": negative_image,
+            "neg_txt_raw": negative_text,
         }
         found = {"triplet": loss, "negclip": loss_of("negclip", features, cosine)}
         yield from golden.rows(case, {**found, **slopes(loss, **inputs)})
@@ -344,7 +344,7 @@ def check_distributed(golden: Golden) -> Iterator[Row]:
             for name, ours in found.items():
                 yield from golden.rows(f"ws{size}/rank{rank}/{name}", ours[rank])
             # The whole loss on every rank: the mean over ranks of ours.
-            whole = {
+            whole: dict[str, Any] = {
                 key: np.mean([ours[key] for ours in clip], axis=0)
                 for key in ("loss", "grad_log_scale")
             }
