@@ -4,7 +4,8 @@
 All of them compute in float32 at least, and give neither NaN nor infinite gradients for coincident,
 zero, tiny or huge features; features that are not finite stay so, for the trainer to see.
 
-Legend: n, m rows; C classes; T templates; D width; c minus the curvature; x text, y image; xs the space part of a point of the hyperboloid, xt = sqrt(1/c + |xs|^2) its time.
+Legend: n, m rows; C classes; T templates; D width; c minus the curvature; x text, y image; xs the
+space part of a point of the hyperboloid, xt = sqrt(1/c + |xs|^2) its time.
 """
 
 from __future__ import annotations
