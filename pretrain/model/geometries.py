@@ -196,7 +196,8 @@ class Lorentz(Geometry):
             log_scale.to(feature_nD.dtype).exp() * feature_nD.shape[-1] ** -0.5
         )
         radius_n1 = self._curvature(feature_nD).sqrt() * _length(tangent_nD, keepdim=True)
-        return radius_n1.clamp_max(_LARGEST_RADIUS).sinh() / radius_n1 * tangent_nD
+        lifted_nD: Tensor = radius_n1.clamp_max(_LARGEST_RADIUS).sinh() / radius_n1 * tangent_nD
+        return lifted_nD
 
     def to_tangent(self, point_nD: Tensor) -> Tensor:
         """Return the tangents at the origin that lead to the points (the logarithmic map)."""

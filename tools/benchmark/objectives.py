@@ -1,7 +1,7 @@
-"""Memory and time of the chunked objectives against the plain ones: `python -m tools.benchmark.objectives`.
+"""Memory and time of the chunked objectives against the plain ones, in one run.
 
 One rank's part of a global batch, forward and backward: b local rows against B, as on B / b ranks.
-The peers are the loss as open_clip writes it, the whole [b, B] matrices under autograd. The peak is
+The default is b = 4096, B = 32768, D = 512 with 512 rows a chunk, all divided by 4. The peers are the loss as open_clip writes it, the whole [b, B] matrices under autograd. The peak is
 that of a fresh process, above what it held before the loss.
 """
 
@@ -102,7 +102,7 @@ def _child(kind: str, name: str, b: str, B: str, D: str, chunk: str) -> None:
 def main() -> int:
     """Print a line for each comparison; return 1 where one is short of what is wanted."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--shape", type=int, nargs=3, default=(1024, 8192, 512), metavar="b B D")
+    parser.add_argument("--shape", type=int, nargs=3, default=(1024, 8192, 128), metavar="b B D")
     parser.add_argument("--chunk", type=int, default=128, help="chunk_rows; b / 8 by default")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--child", nargs=6, help=argparse.SUPPRESS)
