@@ -1,8 +1,9 @@
 """Memory and time of the chunked objectives against the plain ones, in one run.
 
 One rank's part of a global batch, forward and backward: b local rows against B, as on B / b ranks.
-The default is b = 4096, B = 32768, D = 512 with 512 rows a chunk, all divided by 4. The peers are the loss as open_clip writes it, the whole [b, B] matrices under autograd. The peak is
-that of a fresh process, above what it held before the loss.
+The default is b = 4096, B = 32768, D = 512 with 512 rows a chunk, all divided by 4. The peers are
+the loss as open_clip writes it, the whole [b, B] matrices under autograd. The peak is that of a
+fresh process, above what it held before the loss.
 """
 
 from __future__ import annotations
