@@ -292,7 +292,17 @@ class PretrainConfig(Config):
                     f"objective {term.name} is defined in {' and '.join(allowed)} geometry, got "
                     f"similarity.name={self.similarity.name}"
                 )
-        if ("teacher" in self.total.needs) != (self.teacher is not None):
+        needs = self.total.needs
+        if "views" in needs and len(self.data.views) != 2:
+            raise ValueError(
+                f"simclr compares two augmented views, got {len(self.data.views)}: set data.views "
+                "to two augmentations"
+            )
+        if "negative_text" in needs and self.data.captions.negative is None:
+            raise ValueError("the objective needs hard negative texts: set data.captions.negative")
+        if "negative_image" in needs and self.data.negative_image is None:
+            raise ValueError("the objective needs hard negative images: set data.negative_image")
+        if ("teacher" in needs) != (self.teacher is not None):
             raise ValueError(
                 "a teacher and an objective that learns from one (distill_...) go together; got "
                 f"teacher {'without' if self.teacher else 'missing for'} such an objective"

@@ -82,7 +82,8 @@ class Run:
         """Encode, compare, update; log where a log interval ends in this step."""
         engine = self.parts.engine
         compared: Any = {"similarity": engine.model.similarity, "group": self.parts.group}
-        features = engine.forward(**forward_inputs(self.parts, batch))
+        inputs = forward_inputs(batch, self.parts.objective, engine.model, self.parts.teacher)
+        features = engine.forward(**inputs)
         features = features._replace(progress=self.step_number / self.config.num_steps)
         loss = self.parts.objective(features, **compared)
         engine.backward(loss.loss)
