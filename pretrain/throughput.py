@@ -135,7 +135,8 @@ def _rate_of_model(
 
     def step() -> None:
         features = model(**forward_inputs(batch, objective, model, teacher))
-        objective(features, similarity=model.similarity, group=Solo()).loss.backward()
+        loss = objective(features, similarity=model.similarity, group=Solo()).loss
+        loss.backward()  # type: ignore[no-untyped-call]
         model.zero_grad(set_to_none=True)
 
     step()
