@@ -178,11 +178,13 @@ def _short(value: Any) -> str:
 def _path(loc: Sequence[Any], tree: Any) -> str:
     """Write an error's location as a dotted path.
 
-    Pydantic puts union tags into it: leave them out.
+    Pydantic puts union tags into it, and the place in a list where one section stands for a list of
+    one: leave them out.
     """
     path, node = [], tree
     for part in loc:
-        if isinstance(node, dict) and part not in node and node.get("name") == part:
+        unwritten = isinstance(node, dict) and part not in node
+        if unwritten and (node.get("name") == part or isinstance(part, int)):
             continue
         path.append(str(part))
         try:

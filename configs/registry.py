@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from typing import Any, Generic, Literal, Self, TypeVar, get_type_hints
+from typing import Any, ClassVar, Generic, Literal, Self, TypeVar, get_type_hints
 
 from pydantic import (
     BaseModel,
@@ -85,11 +85,15 @@ class Config(BaseModel):
 class Variant(Config):
     """A section tagged by `name`; its other keys are the keywords of the registered factory."""
 
+    # Keys that every variant of a registry has; they are not the factory's.
+    common: ClassVar[frozenset[str]] = frozenset({"name"})
+
     name: str
 
     def keywords(self) -> dict[str, Any]:
-        """Return the keys of the section but its name, as validated."""
-        return {key: getattr(self, key) for key in type(self).model_fields if key != "name"}
+        """Return the keys of the section that are keywords of the factory, as validated."""
+        keys = (key for key in type(self).model_fields if key not in self.common)
+        return {key: getattr(self, key) for key in keys}
 
     def build(self) -> Any:
         """Call the registered factory with the keys of this section."""
@@ -97,10 +101,14 @@ class Variant(Config):
 
 
 class Registry(Generic[Built]):
-    """Names to factories of one `kind`. Unknown names raise ConfigError and list the known ones."""
+    """Names to factories of one `kind`. Unknown names raise ConfigError and list the known ones.
 
-    def __init__(self, kind: str) -> None:
+    `base` is the section that every variant extends, where they have keys in common.
+    """
+
+    def __init__(self, kind: str, base: type[Variant] = Variant) -> None:
         self.kind = kind
+        self._base = base
         self._factories: dict[str, Callable[..., Built]] = {}
         self._sections: dict[str, type[Variant]] = {}
 
@@ -129,11 +137,11 @@ class Registry(Generic[Built]):
     def section(self, name: str) -> type[Variant]:
         """Return the configuration section of one variant, made from its factory's keywords."""
         if name not in self._sections:
-            self._sections[name] = _section(name, self[name])
+            self._sections[name] = _section(name, self[name], self._base)
         return self._sections[name]
 
 
-def _section(name: str, factory: Callable[..., Any]) -> type[Variant]:
+def _section(name: str, factory: Callable[..., Any], base: type[Variant]) -> type[Variant]:
     hints = get_type_hints(factory, include_extras=True)
     fields: dict[str, Any] = {"name": (Literal[name], name)}
     for key, parameter in inspect.signature(factory).parameters.items():
@@ -143,7 +151,7 @@ def _section(name: str, factory: Callable[..., Any]) -> type[Variant]:
     def build(self: Variant) -> Any:
         return factory(**self.keywords())
 
-    section = create_model(name, __base__=Variant, __doc__=factory.__doc__, **fields)
+    section = create_model(name, __base__=base, __doc__=factory.__doc__, **fields)
     section.build = build  # type: ignore[method-assign]
     return section
 

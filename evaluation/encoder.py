@@ -24,10 +24,18 @@ from torch import Tensor
 from configs.errors import CheckpointError, ConfigError, UsageError, did_you_mean
 from evaluation.tar import file_sha256
 from pretrain.checkpoint import model_folder, verify_model
-from pretrain.model.similarity import CONFIG_FILE, Similarity, similarities, similarity_of
+from pretrain.model.clip import load_clip
+from pretrain.model.similarity import (
+    CONFIG_FILE,
+    NEEDS_PAIRMILL,
+    Similarity,
+    similarities,
+    similarity_of,
+)
 from pretrain.model.tokenizer import TOKENIZER_FILE, Tokenizer
 
-# open_clip must come after pretrain.model, which mends the import of torchvision beside CPU torch.
+# open_clip must come after pretrain.model.clip, which mends the import of torchvision beside CPU
+# torch.
 import open_clip  # isort: skip
 from open_clip.pretrained import download_pretrained_from_hf  # isort: skip
 from open_clip.transform import PreprocessCfg, image_transform_v2  # isort: skip
@@ -163,14 +171,12 @@ def load_encoder(checkpoint: str, *, device: str = "auto", precision: str = "fp3
     target = choose_device(device)
     samples_seen = _samples_seen(source.folder)
     try:
-        model = open_clip.create_model(
-            source.name, pretrained=source.tag, device=target, require_pretrained=True
-        )
+        model = _load_model(source).to(target)
         weights = (
             _downloaded_weights(source) if source.folder is None else _weights_file(source.folder)
         )
         tokenizer = _tokenizer(source)
-        preprocessing = PreprocessCfg(**open_clip.get_model_preprocess_cfg(model))
+        preprocessing = _preprocessing(source, model)
         transform = image_transform_v2(preprocessing, is_train=False)
         similarity = _similarity(source)
     except CheckpointError:
@@ -197,6 +203,24 @@ def load_encoder(checkpoint: str, *, device: str = "auto", precision: str = "fp3
         device=target,
         precision=precision,
     )
+
+
+def _is_ours_alone(source: ModelSource) -> bool:
+    """Whether the folder holds a model of ours that open_clip refuses: another geometry."""
+    return bool(_description(source.folder).get("model_cfg", {}).get(NEEDS_PAIRMILL))
+
+
+def _load_model(source: ModelSource) -> Any:
+    if source.folder is not None and _is_ours_alone(source):
+        return load_clip(source.folder)
+    return open_clip.create_model(source.name, pretrained=source.tag, require_pretrained=True)
+
+
+def _preprocessing(source: ModelSource, model: Any) -> PreprocessCfg:
+    if _is_ours_alone(source):
+        side = model.visual.image_size
+        return PreprocessCfg(**{**_description(source.folder)["preprocess_cfg"], "size": side})
+    return PreprocessCfg(**open_clip.get_model_preprocess_cfg(model))
 
 
 def _downloaded_weights(source: ModelSource) -> Path:

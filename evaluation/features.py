@@ -1,7 +1,7 @@
 """One pass over a dataset's images and texts. Every method runs on what comes out of here.
 
 Features are float32, on the CPU, and not normalized (some methods need the length); a method
-normalizes through the model's similarity.
+embeds them through the model's similarity.
 
 Legend: n images, m captions, C classes, T templates, D embedding width, b a batch.
 """

@@ -44,7 +44,7 @@ class Scores(Protocol):
 
 
 class FeatureScores:
-    """Scores of normalized features under the model's similarity.
+    """Scores of embedded features under the model's similarity.
 
     Equal candidates are scored once: a matrix product may round two equal columns differently, and
     what is tied must stay tied.

@@ -23,10 +23,9 @@ _TIES = "tied candidates share the credit"
 
 def feature_scores(features: Features) -> FeatureScores:
     """Return the scores of images against captions."""
-    normalize = features.similarity.normalize
-    return FeatureScores(
-        normalize(features.image_nD), normalize(features.text_CD), features.similarity
-    )
+    similarity = features.similarity
+    image_nD = similarity.embed_image(features.image_nD)
+    return FeatureScores(image_nD, similarity.embed_text(features.text_CD), similarity)
 
 
 def metrics(scores: Scores, dataset: RetrievalDataset) -> list[Metric]:

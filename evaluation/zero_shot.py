@@ -21,8 +21,8 @@ _TIES = "tied classes share the credit"
 
 def feature_scores(features: Features) -> FeatureScores:
     """Return the scores of images against classes."""
-    # Class vectors are as the similarity made them: normalizing is its business.
-    image_nD = features.similarity.normalize(features.image_nD)
+    # Class vectors are as the similarity made them: embedding is its business.
+    image_nD = features.similarity.embed_image(features.image_nD)
     return FeatureScores(image_nD, features.text_CD, features.similarity)
 
 

@@ -25,11 +25,13 @@ from pretrain.data.reader import captions_of
 from pretrain.data.remote import CachePlan
 from pretrain.data.streaming import Stream, StreamDataset, stream_batches
 from pretrain.engine import Engine, start_processes
-from pretrain.model.clip import ClipModel, Json, read_model_config
+from pretrain.model.clip import DEFAULT_IMAGE_WIDTH, ClipModel, Json, read_model_config
+from pretrain.model.heads import Heads
 from pretrain.model.tokenizer import TOKENIZER_FILE, Tokenizer
 from pretrain.objectives.group import Group, world_or_solo
-from pretrain.objectives.registry import Objective
+from pretrain.objectives.registry import Total
 from pretrain.ranks import on_first_rank
+from pretrain.teacher import Teacher
 
 Batches = Iterator[Batch | PairmillError]
 
@@ -41,9 +43,10 @@ class Parts:
     data: Sources | Stream
     tokenizer: Tokenizer
     engine: Engine
-    objective: Objective
+    objective: Total
     group: Group
     dataset: BatchDataset | StreamDataset
+    teacher: Teacher | None
 
     def batches(self, *, first: int, last: int, num_workers: int) -> Batches:
         """Yield this rank's parts of the global batches over samples consumed [first, last)."""
@@ -58,11 +61,34 @@ def build_parts(config: PretrainConfig) -> Parts:
     data = read_data(config)
     tokenizer = run_tokenizer(config, data, model_config["text_cfg"]["context_length"])
     torch.manual_seed(config.seed)
-    model = ClipModel(with_tokenizer(model_config, tokenizer))
+    teacher = None if config.teacher is None else Teacher(config.teacher.checkpoint).to(device)
+    model = build_model(config, with_tokenizer(model_config, tokenizer), teacher)
+    if teacher is not None:
+        teacher.check_fits(model, tokenizer)
     group = world_or_solo()
     dataset = build_dataset(config, data, tokenizer, model, rank=group.rank, world_size=group.size)
     engine = Engine(model, config, device)
-    return Parts(data, tokenizer, engine, config.objective.build(), group, dataset)
+    return Parts(data, tokenizer, engine, config.total, group, dataset, teacher)
+
+
+def build_model(config: PretrainConfig, model_config: Json, teacher: Teacher | None) -> ClipModel:
+    """Build the model with its geometry, its logits' start, and the heads its objectives need."""
+    similarity = config.similarity.build()
+    total, width = config.total, int(model_config["embed_dim"])
+    for term in config.objective:
+        if max(term.matryoshka, default=0) > width:
+            raise ConfigError(
+                f"objective {term.name}: matryoshka got {list(term.matryoshka)}, expected "
+                f"dimensions up to the model's embed_dim, {width}."
+            )
+    heads = Heads(
+        image_width=int(model_config["vision_cfg"].get("width", DEFAULT_IMAGE_WIDTH)),
+        view_width=config.view_head_width if "views" in total.needs else None,
+        embed_dim=width,
+        teacher_dim=None if teacher is None else teacher.embed_dim,
+    )
+    logits = config.logits(similarity.initial_logit_scale)
+    return ClipModel(model_config, similarity, logits=logits, heads=heads)
 
 
 def read_data(config: PretrainConfig) -> Sources | Stream:

@@ -9,6 +9,7 @@ checkpoints/latest    one line, written last
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import xxhash
 from configs.errors import CheckpointError
 from configs.publish import publish_text, published_folder
 from configs.registry import Config
+from pretrain.model.similarity import NEEDS_PAIRMILL
 
 VERSION = 1
 OPEN_CLIP_CONFIG = "open_clip_config.json"
@@ -151,9 +153,23 @@ def verify_model(folder: Path) -> CheckpointRecord | None:
 
 
 def export_model(path: Path, destination: Path) -> Path:
-    """Copy the evaluation-ready model that `path` means to a new folder, published by rename."""
+    """Copy the evaluation-ready model that `path` means to a new folder, published by rename.
+
+    Raises CheckpointError where open_clip has no such model: another geometry, or towers without
+    their last norms.
+    """
     source = model_folder(path)
     verify_model(source)
+    description = json.loads((source / OPEN_CLIP_CONFIG).read_text(encoding="utf-8"))
+    if description.get("model_cfg", {}).get(NEEDS_PAIRMILL):
+        geometry = description["pairmill"]["similarity"]["name"]
+        norms = "" if description["model_cfg"].get("final_norm", True) else ", no final norms"
+        raise CheckpointError(
+            f"{path} cannot be exported: open_clip compares by cosine and has no such model "
+            f"(geometry {geometry}{norms}); its scores would silently be others. Expected a model "
+            "with similarity.name=cosine and final_norm. Use `pairmill evaluate`, or "
+            "pretrain.model.clip.load_clip and pretrain.model.similarity.load_similarity."
+        )
     if destination.exists():
         raise CheckpointError(f"{destination} exists already; choose another folder to export to.")
     with published_folder(destination) as temporary:

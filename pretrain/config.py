@@ -6,9 +6,11 @@ The clock is samples: steps are derived (DESIGN section 5).
 from __future__ import annotations
 
 import os
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    BeforeValidator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -19,7 +21,9 @@ from pydantic import (
 )
 
 from configs.registry import Config, Tagged, Variant
-from pretrain.objectives import objectives
+from pretrain.model.logits import Logits
+from pretrain.model.similarity import similarities
+from pretrain.objectives import Term, Total, objectives
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -188,7 +192,22 @@ class OptimizerConfig(Config):
     eps: PositiveFloat = 1.0e-6
     warmup_samples: NonNegativeInt = 0
     max_gradient_norm: NonNegativeFloat = 1.0  # 0 turns clipping off
-    max_logit_scale: PositiveFloat = 100.0
+
+
+class LogitConfig(Config):
+    """logit = scale * score + bias. null: as the papers of objective and similarity start it."""
+
+    scale: PositiveFloat | None = None
+    bias: float | None = None
+    learnable: bool | None = None
+    min_scale: NonNegativeFloat = 0.0  # open_clip holds it at 1 or more; EuCLIP may start below
+    max_scale: PositiveFloat = 100.0
+
+
+class TeacherConfig(Config):
+    """The frozen teacher of the distillation objectives."""
+
+    checkpoint: str = Field(description="a pairmill run, checkpoint or model folder; cosine")
 
 
 class EngineConfig(Config):
@@ -213,6 +232,13 @@ class IntervalConfig(Config):
     keep_checkpoints: PositiveInt = 2
 
 
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, Mapping | Term) else value
+
+
+Objectives = Annotated[tuple[Annotated[Term, Tagged(objectives)], ...], BeforeValidator(_as_list)]
+
+
 class PretrainConfig(Config):
     """One run: all that changes its result, and the few keys that do not (resume.py lists them)."""
 
@@ -226,7 +252,15 @@ class PretrainConfig(Config):
     augmentation: AugmentationConfig = AugmentationConfig()
     model: str = Field(description="a model JSON: a path, a name in configs/models, or open_clip's")
     reduction: ReductionConfig = ReductionConfig()
-    objective: Annotated[Variant, Tagged(objectives)]
+    similarity: Annotated[Variant, Tagged(similarities)] = Field(
+        default_factory=lambda: similarities.section("cosine")(name="cosine")
+    )
+    objective: Objectives = Field(description="one section, or a list of them with weights")
+    logit: LogitConfig = LogitConfig()
+    teacher: TeacherConfig | None = None
+    view_head_width: PositiveInt = Field(
+        default=4096, description="of the projection of augmented views, for simclr (SLIP)"
+    )
     optimizer: OptimizerConfig = OptimizerConfig()
     engine: EngineConfig = EngineConfig()
     intervals: IntervalConfig = IntervalConfig()
@@ -246,6 +280,48 @@ class PretrainConfig(Config):
                 "not; choose tokenizer clip or file"
             )
         return self
+
+    @model_validator(mode="after")
+    def _objective_fits(self) -> Self:
+        if not self.objective:
+            raise ValueError("objective: expected a section or a list of them, got an empty list")
+        for term in self.objective:
+            allowed = term.build().geometries
+            if allowed and self.similarity.name not in allowed:
+                raise ValueError(
+                    f"objective {term.name} is defined in {' and '.join(allowed)} geometry, got "
+                    f"similarity.name={self.similarity.name}"
+                )
+        needs = self.total.needs
+        if "views" in needs and len(self.data.views) != 2:
+            raise ValueError(
+                f"simclr compares two augmented views, got {len(self.data.views)}: set data.views "
+                "to two augmentations"
+            )
+        if "negative_text" in needs and self.data.captions.negative is None:
+            raise ValueError("the objective needs hard negative texts: set data.captions.negative")
+        if "negative_image" in needs and self.data.negative_image is None:
+            raise ValueError("the objective needs hard negative images: set data.negative_image")
+        if ("teacher" in needs) != (self.teacher is not None):
+            raise ValueError(
+                "a teacher and an objective that learns from one (distill_...) go together; got "
+                f"teacher {'without' if self.teacher else 'missing for'} such an objective"
+            )
+        return self
+
+    @property
+    def total(self) -> Total:
+        """The weighted sum of the objectives."""
+        return Total(self.objective)
+
+    def logits(self, geometry_scale: float) -> Logits:
+        """Return where scale and bias start: as set, else the objective's, else the geometry's."""
+        paper, own = self.total.logits or Logits(geometry_scale), self.logit
+        return Logits(
+            paper.scale if own.scale is None else own.scale,
+            paper.bias if own.bias is None else own.bias,
+            paper.learnable if own.learnable is None else own.learnable,
+        )
 
     @property
     def num_steps(self) -> int:

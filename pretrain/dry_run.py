@@ -8,9 +8,9 @@ import os
 
 import torch
 
-from pretrain.build import check_batch, read_data
+from pretrain.build import build_model, check_batch, read_data
 from pretrain.config import PretrainConfig
-from pretrain.model.clip import ClipModel, read_model_config
+from pretrain.model.clip import read_model_config
 from pretrain.reduction.image import num_kept_patches
 from pretrain.throughput import measure
 from pretrain.train import describe
@@ -32,7 +32,7 @@ def dry_run(config: PretrainConfig, *, seconds: float = 3.0) -> str:
         model_config["text_cfg"]["vocab_size"] = config.tokenizer.vocab_size
     vocabulary = model_config["text_cfg"]["vocab_size"]
     with torch.device("meta"):
-        model = ClipModel(model_config)
+        model = build_model(config, model_config, None)
     image = sum(p.numel() for p in model.clip.visual.parameters())
     total = sum(p.numel() for p in model.parameters())
     kept = num_kept_patches(model.num_patches, config.reduction.mask_ratio)

@@ -22,7 +22,9 @@ from torch import Tensor, nn
 
 from configs.errors import UsageError
 from pretrain.config import PretrainConfig
-from pretrain.model.clip import ClipModel, Features
+from pretrain.model.clip import ClipModel
+from pretrain.model.features import Features
+from pretrain.model.geometries import LOG_CURVATURE_LIMITS, Lorentz
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 with warnings.catch_warnings():
@@ -77,6 +79,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         excluded = parameter.ndim < 2 or "positional_embedding" in name or "class_embedding" in name
         (plain if excluded else decayed).append(parameter)
     return [
@@ -90,7 +94,7 @@ class Engine:
 
     def __init__(self, model: ClipModel, config: PretrainConfig, device: torch.device) -> None:
         self.device = device
-        self._optimizer_config = config.optimizer
+        self._logit_limits = (config.logit.min_scale, config.logit.max_scale)
         optimizer = torch.optim.AdamW(
             parameter_groups(model, config.optimizer.weight_decay),
             lr=config.optimizer.learning_rate,
@@ -109,9 +113,9 @@ class Engine:
         model: ClipModel = self._engine.module
         return model
 
-    def forward(self, image: Tensor, token: Tensor, kept: Tensor | None) -> Features:
-        """Encode the local batch."""
-        features: Features = self._engine(image, token, kept)
+    def forward(self, *inputs: Any, **named: Any) -> Features:
+        """Encode the local batch; the arguments are ClipModel.forward's."""
+        features: Features = self._engine(*inputs, **named)
         return features
 
     def backward(self, loss: Tensor) -> None:
@@ -128,7 +132,7 @@ class Engine:
             group["lr"] = learning_rate
         norm = self._stage_0_norm() if self._zero_stage == 0 else None
         self._engine.step()
-        self._clamp_logit_scale(math.log(self._optimizer_config.max_logit_scale))
+        self._clamp_scalars()
         reported: Tensor | float = self._engine.get_global_grad_norm() if norm is None else norm
         return reported
 
@@ -137,24 +141,34 @@ class Engine:
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         return torch.nn.utils.get_total_norm(gradients)
 
-    def _clamp_logit_scale(self, maximum: float) -> None:
-        scale = self.model.clip.logit_scale
-        if self._zero_stage > 0:  # the master copy is what the next step starts from
-            master = safe_get_full_fp32_param(scale).clamp_(max=maximum)
-            safe_set_full_fp32_param(scale, master)
-        scale.data.clamp_(max=maximum)
+    def _clamp_scalars(self) -> None:
+        low, high = self._logit_limits
+        clamped = {self.model.clip.logit_scale: (math.log(low) if low else None, math.log(high))}
+        if isinstance(self.model.similarity, Lorentz):
+            clamped[self.model.similarity.log_curvature] = LOG_CURVATURE_LIMITS
+        for scalar, limits in clamped.items():
+            if not scalar.requires_grad:
+                continue
+            if self._zero_stage > 0:  # the master copy is what the next step starts from
+                master = safe_get_full_fp32_param(scalar).clamp_(*limits)
+                safe_set_full_fp32_param(scalar, master)
+            scalar.data.clamp_(*limits)
 
     def weights(self) -> dict[str, Tensor]:
         """Return the fp32 weights by parameter name; every rank must call it."""
         parameters = dict(self.model.named_parameters())
         if self._zero_stage == 0:
             return {name: parameter.detach() for name, parameter in parameters.items()}
-        return {name: safe_get_full_fp32_param(parameter) for name, parameter in parameters.items()}
+        # What is not learned has no master copy.
+        return {
+            name: safe_get_full_fp32_param(p) if p.requires_grad else p.detach()
+            for name, p in parameters.items()
+        }
 
     def gradients(self) -> dict[str, Tensor]:
         """Return the averaged gradients by parameter name, between backward and step."""
         get = deepspeed.utils.safe_get_full_grad
-        return {name: get(parameter) for name, parameter in self.model.named_parameters()}
+        return {n: get(p) for n, p in self.model.named_parameters() if p.requires_grad}
 
     def save(self, folder: Path) -> None:
         """Write the sharded training state into `folder`; every rank must call it."""

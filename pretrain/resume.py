@@ -27,6 +27,7 @@ from pretrain import checkpoint
 from pretrain.build import Parts
 from pretrain.checkpoint import OPEN_CLIP_CONFIG
 from pretrain.config import PretrainConfig
+from pretrain.model.similarity import NEEDS_PAIRMILL
 from pretrain.ranks import on_first_rank
 
 # What may change between the parts of one run: it does not change the result.
@@ -165,6 +166,7 @@ def _check_same_run(
     stored = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     model = json.loads((folder / "model" / OPEN_CLIP_CONFIG).read_text(encoding="utf-8"))
     changes = _differences(stored, config.model_dump(mode="json"))
+    model["model_cfg"].pop(NEEDS_PAIRMILL, None)
     changes += _differences(model["model_cfg"], parts.engine.model.config, "model ")
     if changes:
         raise CheckpointError(

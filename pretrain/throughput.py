@@ -13,13 +13,22 @@ from dataclasses import dataclass
 import torch
 
 from configs.errors import PairmillError
-from pretrain.build import Batches, build_dataset, make_tokenizer, open_batches, with_tokenizer
+from pretrain.build import (
+    Batches,
+    build_dataset,
+    build_model,
+    make_tokenizer,
+    open_batches,
+    with_tokenizer,
+)
 from pretrain.config import PretrainConfig
 from pretrain.data.dataset import Sources
 from pretrain.data.loader import Batch
 from pretrain.data.streaming import Stream
+from pretrain.inputs import forward_inputs
 from pretrain.model.clip import ClipModel, Json
 from pretrain.objectives.group import Solo
+from pretrain.teacher import Teacher
 
 _NUM_CAPTIONS = 10_000  # for a stand-in of the run's vocabulary
 _ENDLESS = 1 << 40  # samples: epochs follow each other
@@ -79,14 +88,17 @@ def measure(
     tokenizer = make_tokenizer(section, data, model_config["text_cfg"]["context_length"])
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     with torch.random.fork_rng():
-        model = ClipModel(with_tokenizer(model_config, tokenizer))
+        teacher = None if config.teacher is None else Teacher(config.teacher.checkpoint)
+        model = build_model(config, with_tokenizer(model_config, tokenizer), teacher)
     dataset = build_dataset(config, data, tokenizer, model, rank=0, world_size=world_size)
     num_workers = config.data.num_workers
     source = open_batches(dataset, first=0, last=_ENDLESS, num_workers=num_workers)
     rate, batch = _rate_of_data(source, seconds, num_workers)
     return Throughput(
         data=rate,
-        model=_rate_of_model(config, model, batch, seconds) if torch.cuda.is_available() else None,
+        model=_rate_of_model(config, model, teacher, batch, seconds)
+        if torch.cuda.is_available()
+        else None,
         num_workers=num_workers,
         num_cores=len(os.sched_getaffinity(0)),
         ranks_a_node=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
@@ -111,18 +123,20 @@ def _next(source: Batches) -> Batch:
     return batch
 
 
-def _rate_of_model(config: PretrainConfig, model: ClipModel, batch: Batch, seconds: float) -> float:
+def _rate_of_model(
+    config: PretrainConfig, model: ClipModel, teacher: Teacher | None, batch: Batch, seconds: float
+) -> float:
     """Return samples a second of forward, loss and backward on the device, one rank's batch."""
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     half = config.engine.precision == "bf16"
     model = model.to(device, torch.bfloat16 if half else torch.float32).train()
-    objective = config.objective.build()
-    image, token = batch.image_b3HW.to(device), batch.token_bL.to(device)
-    kept = None if batch.kept_bK is None else batch.kept_bK.to(device)
+    objective = config.total
+    teacher = None if teacher is None else teacher.to(device)
 
     def step() -> None:
-        features = model(image, token, kept)
-        objective(features, similarity=model.similarity, group=Solo()).loss.backward()
+        features = model(**forward_inputs(batch, objective, model, teacher))
+        loss = objective(features, similarity=model.similarity, group=Solo()).loss
+        loss.backward()  # type: ignore[no-untyped-call]
         model.zero_grad(set_to_none=True)
 
     step()

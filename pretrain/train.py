@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -31,6 +31,8 @@ from pretrain.config import PretrainConfig
 from pretrain.data.dataset import Sources
 from pretrain.data.loader import Batch
 from pretrain.data.streaming import Stream
+from pretrain.inputs import forward_inputs
+from pretrain.objectives.accuracy import batch_accuracy
 from pretrain.ranks import Stop, StopRequest, on_first_rank
 from pretrain.resume import ResumePoint, restore, save
 from pretrain.schedule import warmup_cosine
@@ -78,13 +80,12 @@ class Run:
 
     def step(self, batch: Batch) -> None:
         """Encode, compare, update; log where a log interval ends in this step."""
-        engine, device = self.parts.engine, self.parts.engine.device
-        image, token = batch.image_b3HW.to(device, non_blocking=True), batch.token_bL.to(device)
-        kept = None if batch.kept_bK is None else batch.kept_bK.to(device)
-        features = engine.forward(image, token, kept)
-        loss = self.parts.objective(
-            features, similarity=engine.model.similarity, group=self.parts.group
-        )
+        engine = self.parts.engine
+        compared: Any = {"similarity": engine.model.similarity, "group": self.parts.group}
+        inputs = forward_inputs(batch, self.parts.objective, engine.model, self.parts.teacher)
+        features = engine.forward(**inputs)
+        features = features._replace(progress=self.step_number / self.config.num_steps)
+        loss = self.parts.objective(features, **compared)
         engine.backward(loss.loss)
         learning_rate = self._learning_rate()
         norm = engine.step(learning_rate)
@@ -93,7 +94,11 @@ class Run:
         self.bad_samples.note(batch.bad)
         self.last_loss = loss.loss.detach()
         if self._interval_ends(self.config.intervals.log_samples) or self.is_finished():
-            self._log([loss.loss, loss.accuracy_i2t, loss.accuracy_t2i], norm, learning_rate)
+            accuracy_i2t, accuracy_t2i = batch_accuracy(features, **compared)
+            means = {"loss": loss.loss, "accuracy_i2t": accuracy_i2t, "accuracy_t2i": accuracy_t2i}
+            if len(loss.terms) > 1:
+                means |= {f"loss/{name}": term for name, term in loss.terms.items()}
+            self._log(means, norm, learning_rate)
 
     def fetch(self, source: Iterator[Batch | PairmillError]) -> Batch | PairmillError:
         """Return the next batch, or the error that making it ended with; measure the wait."""
@@ -141,11 +146,12 @@ class Run:
         )
 
     def _log(
-        self, losses: list[torch.Tensor], norm: torch.Tensor | float, learning_rate: float
+        self, means: dict[str, torch.Tensor], norm: torch.Tensor | float, learning_rate: float
     ) -> None:
         meter = self.meter
-        (loss, accuracy_i2t, accuracy_t2i), bad = self._over_ranks(losses)
-        self._check_finite(loss=loss, gradient_norm=float(norm))
+        values, bad = self._over_ranks(list(means.values()))
+        logged = dict(zip(means, values, strict=True))
+        self._check_finite(loss=logged["loss"], gradient_norm=float(norm))
         elapsed = time.perf_counter() - meter.started
         rate = meter.steps * self.config.global_batch_size / elapsed
         left = (self.config.num_steps - self.step_number) * self.config.global_batch_size
@@ -153,9 +159,7 @@ class Run:
             "step": self.step_number,
             "samples_seen": self.samples_seen,
             **self._epoch(),
-            "loss": loss,
-            "accuracy_i2t": accuracy_i2t,
-            "accuracy_t2i": accuracy_t2i,
+            **logged,
             "samples_per_second": rate,
             "data_wait_fraction": meter.waited / elapsed,
             "gradient_norm": float(norm),

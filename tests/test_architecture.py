@@ -74,6 +74,7 @@ def test_one_file_alone_imports_ray_and_one_deepspeed():
     ("module", "never"),
     [
         ("pretrain.train", ["ray"]),
+        ("pretrain.config", ["torch", "open_clip"]),
         ("curation.job", ["torch"]),
         ("evaluation.suite", ["ray", "deepspeed", "curation"]),
         ("tools.cli", ["torch", "ray", "numpy", "pydantic"]),

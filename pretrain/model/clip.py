@@ -1,10 +1,11 @@
 """The two-tower model: open_clip's own, from one of its JSON configs, with pairmill's additions.
 
 The additions: it takes uint8 images and normalizes them on the device, gathers the kept patches
-that the loader drew, carries its similarity, and writes itself as a folder that open_clip loads by
-`local-dir:`.
+that the loader drew, carries its similarity and the heads that only training needs, can leave out
+the towers' last normalization (`final_norm: false`, EuCLIP), and writes itself as a folder that
+open_clip loads by `local-dir:` where the model is one of open_clip's, and refuses where it is not.
 
-Legend: b local samples, H W pixels, L tokens, K kept patches, D embedding width.
+Legend: b local samples, H W pixels, L tokens, K kept patches, D embedding width, P of a projection.
 """
 
 from __future__ import annotations
@@ -13,34 +14,33 @@ import dataclasses
 import json
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import open_clip
 import torch
-from open_clip.model import CLIPTextCfg, CLIPVisionCfg
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from configs.errors import ConfigError, did_you_mean
 from configs.load import SHIPPED
+from pretrain.model.features import Features
+from pretrain.model.heads import Heads
+from pretrain.model.logits import Logits
 from pretrain.model.patches import PatchGather
-from pretrain.model.similarity import CONFIG_FILE, Similarity, similarity_of
+from pretrain.model.similarity import CONFIG_FILE, NEEDS_PAIRMILL, Similarity, similarity_of
+from pretrain.model.torchvision_ops import ensure_torchvision
+
+ensure_torchvision()
+import open_clip  # noqa: E402
+from open_clip.model import CLIPTextCfg, CLIPVisionCfg  # noqa: E402
 
 _TOWERS: dict[str, Any] = {"vision_cfg": CLIPVisionCfg, "text_cfg": CLIPTextCfg}
 _NEEDED = {
     "vision_cfg": ("image_size", "patch_size", "layers"),
     "text_cfg": ("context_length", "vocab_size"),
 }
+DEFAULT_IMAGE_WIDTH = int(CLIPVisionCfg.width)
 WEIGHTS_FILE = "open_clip_model.safetensors"
 Json = dict[str, Any]
-
-
-class Features(NamedTuple):
-    """What the objective sees: normalized features and the logit scale exp(s), shape [1]."""
-
-    image_bD: Tensor
-    text_bD: Tensor
-    logit_scale: Tensor
 
 
 def read_model_config(name: str) -> Json:
@@ -74,7 +74,7 @@ def _checked(name: str, config: Any) -> Json:
         raise ConfigError(
             f"model {name}: expected an object with embed_dim, vision_cfg and text_cfg."
         )
-    problems = _unknown("", config, {"embed_dim", "quick_gelu", "init_logit_scale", *_TOWERS})
+    problems = _unknown("", config, {"embed_dim", "quick_gelu", "final_norm", *_TOWERS})
     filled = dict(config)
     for section, fields in _TOWERS.items():
         known = {field.name: field.default for field in dataclasses.fields(fields)}
@@ -101,21 +101,63 @@ def _unknown(prefix: str, section: Json, known: Collection[str]) -> list[str]:
     ]
 
 
+def build_clip(config: Json) -> open_clip.CLIP:
+    """Build open_clip's CLIP from a model_cfg, without the last norms where it says so."""
+    plain = {k: v for k, v in config.items() if k not in ("final_norm", NEEDS_PAIRMILL)}
+    # A 0-dim parameter cannot be broadcast by deepspeed.initialize: keep scale and bias 1-dim.
+    clip = open_clip.CLIP(**plain, nonscalar_logit_scale=True)
+    if not config.get("final_norm", True):
+        clip.visual.ln_post = nn.Identity()
+        clip.ln_final = nn.Identity()
+    return clip
+
+
+def load_clip(folder: Path) -> open_clip.CLIP:
+    """Load the model of a folder that `ClipModel.save` wrote, also one that open_clip refuses.
+
+    Raises RuntimeError where weights and configuration do not fit.
+    """
+    description = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    clip = build_clip(description["model_cfg"])
+    tensors = load_file(folder / WEIGHTS_FILE)
+    for name in ("logit_scale", "logit_bias"):
+        if name in tensors:
+            tensors[name] = tensors[name].reshape(1)
+    clip.load_state_dict(tensors)
+    return clip
+
+
 class ClipModel(nn.Module):
     """open_clip's CLIP behind the call that training needs."""
 
-    def __init__(self, config: Json, similarity: Similarity | None = None) -> None:
-        """Build with fresh weights from an open_clip `model_cfg`."""
+    def __init__(
+        self,
+        config: Json,
+        similarity: Similarity | None = None,
+        *,
+        logits: Logits | None = None,
+        heads: Heads | None = None,
+    ) -> None:
+        """Build with fresh weights from an open_clip `model_cfg`.
+
+        `logits` is where scale and bias start (its similarity's default by default).
+        """
         super().__init__()
-        self.config = config
         self.similarity = similarity or similarity_of({})
-        # A 0-dim parameter cannot be broadcast by deepspeed.initialize: keep the scale 1-dim.
-        self.clip = open_clip.CLIP(**config, nonscalar_logit_scale=True)
+        logits = logits or Logits(scale=self.similarity.initial_logit_scale)
+        self.config = dict(config)
+        if self.config.get("final_norm"):
+            del self.config["final_norm"]  # as open_clip has it: it does not know the key
+        if logits.bias is not None:
+            self.config["init_logit_bias"] = logits.bias
+        self.clip = build_clip(self.config)
         if not hasattr(self.clip.visual, "patch_dropout"):
             raise ConfigError(
                 "the image tower is not open_clip's VisionTransformer, the only one that token "
                 "reduction supports so far; choose a model JSON without timm_model_name."
             )
+        logits.start(self.clip)
+        self.heads = heads or Heads()
         self.patches = self.clip.visual.patch_dropout = PatchGather()
         mean = torch.tensor(open_clip.OPENAI_DATASET_MEAN).view(1, 3, 1, 1)
         std = torch.tensor(open_clip.OPENAI_DATASET_STD).view(1, 3, 1, 1)
@@ -140,30 +182,65 @@ class ClipModel(nn.Module):
         return int(self.config["text_cfg"]["context_length"])
 
     def forward(
-        self, image_b3HW: Tensor, token_bL: Tensor, kept_bK: Tensor | None = None
+        self,
+        image_b3HW: Tensor,
+        token_bL: Tensor,
+        kept_bK: Tensor | None = None,
+        view_bv3HW: Tensor | None = None,
+        negative_token_bL: Tensor | None = None,
+        negative_image_b3HW: Tensor | None = None,
+        teacher: tuple[Tensor, Tensor, Tensor] | None = None,
     ) -> Features:
-        """Encode uint8 images and token ids; with `kept_bK`, only those patches of each image."""
-        weight = self.clip.visual.conv1.weight
-        # The operations of torchvision's ToTensor and Normalize, in their order: bit-equal
-        # features.
-        pixels = ((image_b3HW.to(torch.float32) / 255 - self.mean) / self.std).to(weight.dtype)
+        """Encode uint8 images and token ids; with `kept_bK`, only those patches of each image.
+
+        `view_bv3HW` are two augmented views of each image, encoded whole. `teacher` is what the
+        frozen teacher gives for the batch: image and text features of length 1, and its exp(s).
+        """
         self.patches.kept_bK = kept_bK
         try:
-            image_bD = self.clip.encode_image(pixels)
+            image_bD = self.clip.encode_image(self.pixels(image_b3HW))
         finally:
             self.patches.kept_bK = None
         text_bD = self.clip.encode_text(token_bL)
-        # Half-precision towers, but lengths, logits and losses in float32.
-        dtype = torch.promote_types(image_bD.dtype, torch.float32)
-        normalize = self.similarity.normalize
-        return Features(
-            normalize(image_bD.to(dtype)),
-            normalize(text_bD.to(dtype)),
-            self.clip.logit_scale.to(dtype).exp(),
-        )
+        dtype = torch.promote_types(image_bD.dtype, torch.float32)  # losses are not in bfloat16
+        bias = self.clip.logit_bias
+        more: dict[str, Any] = {} if bias is None else {"logit_bias": bias.to(dtype)}
+        if view_bv3HW is not None:
+            more["view_a_bP"], more["view_b_bP"] = self._projected(view_bv3HW)
+        if negative_token_bL is not None:
+            more["negative_text_bD"] = self.clip.encode_text(negative_token_bL)
+        if negative_image_b3HW is not None:
+            more["negative_image_bD"] = self.clip.encode_image(self.pixels(negative_image_b3HW))
+        if teacher is not None:
+            names = ("teacher_image_bE", "teacher_text_bE", "teacher_scale")
+            more |= zip(names, teacher, strict=True)
+            more |= self.heads.to_teacher(image_bD, text_bD)
+        return Features(image_bD, text_bD, self.clip.logit_scale.to(dtype).exp(), **more)
+
+    def pixels(self, image_b3HW: Tensor) -> Tensor:
+        """Return the normalized pixels that the image tower takes, from uint8."""
+        # The operations of torchvision's ToTensor and Normalize, in their order: bit-equal
+        # features.
+        pixels = (image_b3HW.to(torch.float32) / 255 - self.mean) / self.std
+        return pixels.to(self.clip.visual.conv1.weight.dtype)
+
+    def _projected(self, view_bv3HW: Tensor) -> tuple[Tensor, Tensor]:
+        """Return SLIP's projections [b, P] of the pooled features before the last map."""
+        assert self.heads.views is not None, "the model was built without a head for views"
+        visual = self.clip.visual
+        pixels = self.pixels(view_bv3HW.flatten(0, 1))
+        pooled, _ = visual._pool(visual.transformer(visual._embeds(pixels)))
+        first, second = self.heads.views(pooled).unflatten(0, view_bv3HW.shape[:2]).unbind(1)
+        return first, second
+
+    @property
+    def is_open_clips(self) -> bool:
+        """Whether open_clip itself has this model: cosine similarity, towers with their norms."""
+        return self.similarity.name == "cosine" and self.config.get("final_norm", True)
 
     def save(self, folder: Path, weights: dict[str, Tensor]) -> None:
-        """Write `weights` (this module's names) as a folder that open_clip loads by `local-dir:`.
+        """Write `weights` (this module's names) as a folder that open_clip loads by `local-dir:`,
+        or refuses where it has no such model.
 
         The caller publishes the folder (configs.publish.published_folder).
         """
@@ -173,10 +250,16 @@ class ClipModel(nn.Module):
             "interpolation": "bicubic",
             "resize_mode": "shortest",
         }
+        learned = {
+            name.removeprefix("similarity."): tensor
+            for name, tensor in weights.items()
+            if name.startswith("similarity.")
+        }
+        refused = {} if self.is_open_clips else {NEEDS_PAIRMILL: True}
         description = {
-            "model_cfg": self.config,
+            "model_cfg": {**self.config, **refused},
             "preprocess_cfg": preprocess,
-            "pairmill": {"similarity": {"name": self.similarity.name}},
+            "pairmill": {"similarity": self.similarity.section(learned)},
         }
         (folder / CONFIG_FILE).write_text(
             json.dumps(description, indent=2) + "\n", encoding="utf-8"
@@ -184,7 +267,9 @@ class ClipModel(nn.Module):
         tensors = {
             name.removeprefix("clip."): tensor.detach().to("cpu", torch.float32).contiguous()
             for name, tensor in weights.items()
+            if name.startswith("clip.")
         }
-        # open_clip's own logit scale is 0-dim; it loads a [1]-shaped one, other readers may not.
-        tensors["logit_scale"] = tensors["logit_scale"].reshape(())
+        # open_clip's own scalars are 0-dim; it loads [1]-shaped ones, other readers may not.
+        for name in {"logit_scale", "logit_bias"} & set(tensors):
+            tensors[name] = tensors[name].reshape(())
         save_file(tensors, folder / WEIGHTS_FILE)

@@ -212,6 +212,11 @@ class Tokenizer:
                     ids[i] = [ids[i][0], *_open_clip().encode(texts[i]), ids[i][-1]]
         return ids
 
+    def to_json(self) -> str:
+        """Return the whole tokenizer as it stands in its file; equal ones give equal ids."""
+        text: str = self._backend.to_str()
+        return text
+
     def __call__(self, texts: Sequence[str]) -> torch.Tensor:
         """Return the ids of the texts, [n, context_length] int64."""
         return torch.from_numpy(

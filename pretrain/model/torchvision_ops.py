@@ -7,7 +7,7 @@ Nothing of ours uses the compiled operators: where they do not load, their schem
 without an implementation, the import goes through, and calling one raises torch's own clear error.
 
 Call `ensure_torchvision()` before the first import of torchvision, open_clip or timm in a process
-(`pretrain.model` does so on import).
+(`pretrain.model.clip` and `evaluation.encoder` do so on import).
 """
 
 from __future__ import annotations

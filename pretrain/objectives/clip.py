@@ -1,39 +1,65 @@
 """InfoNCE over image-text pairs (CLIP, arXiv:2103.00020, figure 3; Oord et al., arXiv:1807.03748).
 
-L = [CE(s I T^t) + CE(s T I^t)] / 2, the labels on the diagonal, s = exp(logit scale). Each rank
-builds the two [b, B] matrices of its own rows against the global batch (local loss, gather with
-gradient): exact at any number of ranks; see group.py.
+L = [CE(s m(I, T)) + CE(s m(T, I))] / 2, the labels on the diagonal, s = exp(logit scale), m the
+model's similarity: the cosine in CLIP, minus a squared distance in EuCLIP (arXiv:2409.13079), minus
+a Lorentz distance in MERU (arXiv:2304.09172).
+
+Each rank compares its own rows with the global batch (local loss, gather with gradient): exact at
+any number of ranks; see group.py. Chunks of rows keep the memory at O(chunk x B); see rows.py.
 
 Legend: b local pairs, B = b * group.size pairs of the global batch, D embedding width.
 """
 
 from __future__ import annotations
 
-import torch
-from torch.nn.functional import cross_entropy
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
 
-from pretrain.model.clip import Features
-from pretrain.model.similarity import Similarity
-from pretrain.objectives.group import Group
-from pretrain.objectives.registry import Loss, Objective, objectives
+from pydantic import Field, PositiveInt
+
+from pretrain.model.features import Features
+from pretrain.objectives.registry import Objective, objectives
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pretrain.model.similarity import Similarity
+    from pretrain.objectives.group import Group
 
 
-def clip_loss(features: Features, *, similarity: Similarity, group: Group) -> Loss:
-    """Return InfoNCE, and the accuracy of picking the own pair in the global batch."""
-    dtype = torch.promote_types(features.image_bD.dtype, torch.float32)
-    image_bD, text_bD = features.image_bD.to(dtype), features.text_bD.to(dtype)
-    scale = features.logit_scale.to(dtype)
-    logits_i2t_bB = scale * similarity.scores(image_bD, group.gather(text_bD))
-    logits_t2i_bB = scale * similarity.scores(group.gather(image_bD), text_bD).T
-    own = torch.arange(len(image_bD), device=image_bD.device) + group.rank * len(image_bD)
-    loss = (cross_entropy(logits_i2t_bB, own) + cross_entropy(logits_t2i_bB, own)) / 2
-    with torch.no_grad():
-        accuracy_i2t = (logits_i2t_bB.argmax(dim=1) == own).to(dtype).mean()
-        accuracy_t2i = (logits_t2i_bB.argmax(dim=1) == own).to(dtype).mean()
-    return Loss(loss, accuracy_i2t, accuracy_t2i)
+def clip_loss(
+    features: Features,
+    *,
+    similarity: Similarity,
+    group: Group,
+    label_smoothing: float = 0.0,
+    chunk_rows: int = 512,
+) -> Tensor:
+    """Return InfoNCE. `label_smoothing` spreads that share of each label over the global batch."""
+    from pretrain.objectives.rows import softmax_loss
+
+    image_bD = similarity.embed_image(features.image_bD)
+    text_bD = similarity.embed_text(features.text_bD)
+    compare = partial(
+        softmax_loss,
+        scale=features.logit_scale,
+        group=group,
+        chunk_rows=chunk_rows,
+        parameters=tuple(similarity.parameters()),
+        label_smoothing=label_smoothing,
+    )
+    i2t = compare(image_bD, group.gather(text_bD), scores=similarity.scores)
+    t2i = compare(
+        text_bD, group.gather(image_bD), scores=lambda text, image: similarity.scores(image, text).T
+    )
+    return (i2t + t2i) / 2
 
 
 @objectives.register("clip")
-def clip() -> Objective:
-    """InfoNCE (CLIP, arXiv:2103.00020)."""
-    return clip_loss
+def clip(
+    *,
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+    chunk_rows: PositiveInt = 512,
+) -> Objective:
+    """InfoNCE (CLIP, arXiv:2103.00020); label smoothing as in Long-CLIP (arXiv:2403.15378)."""
+    return Objective(partial(clip_loss, label_smoothing=label_smoothing, chunk_rows=chunk_rows))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from evaluation import ranking
 from evaluation.ranking import FeatureScores, Standing, chance, hits, image_standing, standing
-from pretrain.model.similarity import Cosine
+from pretrain.model.geometries import Cosine
 
 
 def place(scores: list[float], right: list[bool]) -> Standing:

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 
 from evaluation.ranking import FeatureScores
 from evaluation.retrieval import recalls
-from pretrain.model.similarity import Cosine
+from pretrain.model.geometries import Cosine
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "evaluation"
 
 
 def score(image_nD: torch.Tensor, text_mD: torch.Tensor) -> FeatureScores:
     cosine = Cosine()
-    return FeatureScores(cosine.normalize(image_nD), cosine.normalize(text_mD), cosine)
+    return FeatureScores(cosine.embed(image_nD), cosine.embed(text_mD), cosine)
 
 
 def found(scores: FeatureScores, image_of_caption: np.ndarray) -> dict[str, float]:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from evaluation.ranking import FeatureScores
 from evaluation.statistics import Metric
 from evaluation.zero_shot import accuracies
-from pretrain.model.similarity import Cosine
+from pretrain.model.geometries import Cosine
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "evaluation"
 
@@ -43,7 +43,7 @@ def test_classifier_logits_and_metrics_are_those_of_clip_benchmark() -> None:
     prompt_CTD = embeddings.reshape(-1, int(golden["n_templates"]), embeddings.shape[1])
     class_CD = cosine.class_vectors(prompt_CTD)
     assert torch.allclose(class_CD, torch.from_numpy(golden["classifier"]).T, rtol=2e-4, atol=1e-6)
-    image_nD = cosine.normalize(torch.from_numpy(golden["images"]))
+    image_nD = cosine.embed(torch.from_numpy(golden["images"]))
     scores = FeatureScores(image_nD, class_CD, cosine)
     logits = 100 * scores.image_rows(0, len(image_nD)).numpy()
     np.testing.assert_allclose(logits, golden["logits"], rtol=2e-4, atol=1e-4)

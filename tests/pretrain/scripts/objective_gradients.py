@@ -1,42 +1,51 @@
-"""Loss and gradients of objective and model in float64: this world against one process."""
+"""Loss and gradients of every objective in float64: this world against one process."""
 
 import torch
 import torch.distributed as dist
 
-from pretrain.model.clip import ClipModel
-from pretrain.objectives.clip import clip_loss
+from pretrain.objectives import Total, objectives
 from pretrain.objectives.group import Group, Solo, World
-from tests.pretrain.conftest import TINY_MODEL
+from tests.pretrain.objective_rows import ROWS, batch_of, model_of, teacher_of, total_of
 
-dist.init_process_group("gloo")
-rank, size = dist.get_rank(), dist.get_world_size()
-torch.set_default_dtype(torch.float64)
-torch.manual_seed(0)
-config = {**TINY_MODEL, "text_cfg": {**TINY_MODEL["text_cfg"], "vocab_size": 20}}
-model = ClipModel(config)
-image = torch.randint(0, 256, (16, 3, 16, 16), dtype=torch.uint8)
-token = torch.randint(0, 20, (16, 8))
-kept = torch.rand(16, 16).argsort(1)[:, :8].sort(1).values
+SIZE = 8
 
 
-def gradients(rows: slice, group: Group) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def gradients(model, total: Total, rows: slice, group: Group):
     model.zero_grad()
-    features = model(image[rows], token[rows], kept[rows])
-    loss = clip_loss(features, similarity=model.similarity, group=group).loss
+    teacher = (*(t[rows] for t in TEACHER), torch.tensor([20.0]))
+    features = model(**{key: value[rows] for key, value in BATCH.items()}, teacher=teacher)
+    loss = total(features._replace(progress=0.5), similarity=model.similarity, group=group).loss
     loss.backward()
-    return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters()}
+    return loss.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
 
-whole_loss, whole = gradients(slice(None), Solo())
-b = 16 // size
-loss, part = gradients(slice(rank * b, (rank + 1) * b), World())
-for tensor in [loss, *part.values()]:
-    dist.all_reduce(tensor)
-    tensor /= size
-assert abs(loss - whole_loss) <= 1e-10, (loss, whole_loss)
-assert set(part) == set(whole)
-for name in whole:
-    worst = (part[name] - whole[name]).abs().max().item()
-    assert worst <= 1e-10, (name, worst)
-assert whole["clip.logit_scale"].abs() > 1e-6, "the check is empty"
-dist.destroy_process_group()
+if __name__ == "__main__":
+    dist.init_process_group("gloo")
+    rank, size = dist.get_rank(), dist.get_world_size()
+    torch.set_default_dtype(torch.float64)
+    BATCH, TEACHER = batch_of(SIZE), teacher_of(SIZE, torch.float64)
+    b = SIZE // size
+    seen = set()
+    for objective, similarity in ROWS:
+        total = total_of(objective)
+        seen |= {term.name for term, _ in total.terms}
+        model = model_of(similarity, total)
+        whole_loss, whole = gradients(model, total, slice(None), Solo())
+        part_model = model_of(similarity, total)
+        loss, part = gradients(part_model, total, slice(rank * b, (rank + 1) * b), World())
+        for tensor in [loss, *part.values()]:
+            dist.all_reduce(tensor)
+            tensor /= size
+        row = (objective, similarity)
+        limit = 1e-10 * max(1.0, abs(whole_loss.item()))
+        assert abs(loss - whole_loss) <= limit, (row, loss, whole_loss)
+        assert set(part) == set(whole), (row, set(part) ^ set(whole))
+        for name in whole:
+            worst = (part[name] - whole[name]).abs().max().item()
+            assert worst <= limit, (row, name, worst)
+        moved = {name for name, gradient in whole.items() if gradient.abs().max() > 1e-9}
+        assert {"clip.visual.proj", "clip.text_projection"} <= moved, (row, "the check is empty")
+        if similarity["name"] == "lorentz":
+            assert "similarity.log_curvature" in moved, row
+    assert seen == set(objectives), ("objectives without a test row", set(objectives) - seen)
+    dist.destroy_process_group()

@@ -1,0 +1,34 @@
+"""A batch as the model takes it: on the device, with what objectives need and a teacher's view."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pretrain.data.loader import Batch
+from pretrain.model.clip import ClipModel
+from pretrain.objectives import Total
+from pretrain.teacher import Teacher
+
+_FIELDS = {  # what an objective `needs`: the field of the batch (PretrainConfig checks the data)
+    "views": "view_bv3HW",
+    "negative_text": "negative_token_bL",
+    "negative_image": "negative_image_b3HW",
+}
+
+
+def forward_inputs(
+    batch: Batch, total: Total, model: ClipModel, teacher: Teacher | None
+) -> dict[str, Any]:
+    """Return the keywords of ClipModel.forward."""
+    device = model.mean.device
+    inputs: dict[str, Any] = {
+        "image_b3HW": batch.image_b3HW.to(device, non_blocking=True),
+        "token_bL": batch.token_bL.to(device),
+        "kept_bK": None if batch.kept_bK is None else batch.kept_bK.to(device),
+    }
+    for need in sorted(total.needs & _FIELDS.keys()):
+        field = _FIELDS[need]
+        inputs[field] = getattr(batch, field).to(device, non_blocking=True)
+    if teacher is not None:
+        inputs["teacher"] = teacher(model.pixels(inputs["image_b3HW"]), inputs["token_bL"])
+    return inputs

@@ -1,0 +1,91 @@
+"""One row for every registered objective, in every geometry that changes its path."""
+
+from __future__ import annotations
+
+import torch
+
+from configs.load import validate
+from configs.registry import Config
+from pretrain.config import Objectives
+from pretrain.model.clip import ClipModel
+from pretrain.model.heads import Heads
+from pretrain.model.logits import Logits
+from pretrain.model.similarity import similarities
+from pretrain.objectives import Total
+from tests.pretrain.conftest import TINY_MODEL
+
+# (a run's `objective`, its `similarity`). A new objective adds its row here.
+ROWS = [
+    ({"name": "clip", "chunk_rows": 3}, {"name": "cosine"}),
+    ({"name": "clip", "label_smoothing": 0.1}, {"name": "elliptic"}),
+    ({"name": "clip"}, {"name": "euclidean", "score": "squared"}),
+    ({"name": "clip"}, {"name": "euclidean", "score": "distance"}),
+    ({"name": "clip"}, {"name": "euclidean", "score": "inner"}),
+    ([{"name": "clip"}, {"name": "entailment", "weight": 0.2}], {"name": "euclidean"}),
+    ([{"name": "clip"}, {"name": "entailment", "weight": 0.2}], {"name": "lorentz"}),
+    ({"name": "clip", "chunk_rows": 2}, {"name": "lorentz", "score": "squared"}),
+    ({"name": "siglip", "exchange": "gather"}, {"name": "lorentz", "score": "inner"}),
+    ({"name": "siglip", "exchange": "ring", "chunk_rows": 3}, {"name": "cosine"}),
+    ({"name": "infoloob", "chunk_rows": 3}, {"name": "cosine"}),
+    ({"name": "cloob", "chunk_rows": 3}, {"name": "cosine"}),
+    ([{"name": "clip"}, {"name": "simclr", "chunk_rows": 3}], {"name": "cosine"}),
+    ({"name": "negclip"}, {"name": "cosine"}),
+    ({"name": "triplet"}, {"name": "cosine"}),
+    ({"name": "distill_relation", "chunk_rows": 3}, {"name": "lorentz"}),
+    (
+        [
+            {"name": "clip", "matryoshka": [8, 32]},
+            {"name": "distill_relation", "divergence": "cross_entropy"},
+            {"name": "distill_interaction"},
+            {"name": "distill_feature", "weight": 2000.0},
+        ],
+        {"name": "cosine"},
+    ),
+]
+IDS = [f"{i}-{row[0]}"[:60] for i, row in enumerate(ROWS)]
+TEACHER_DIM = 24
+
+
+class _Section(Config):
+    objective: Objectives
+
+
+def total_of(objective: object) -> Total:
+    return Total(validate({"objective": objective}, _Section, label="test").objective)
+
+
+def model_of(similarity: dict[str, object], total: Total) -> ClipModel:
+    """A tiny model with every head, equal on every rank."""
+    torch.manual_seed(0)
+    keywords = dict(similarity)
+    config = {**TINY_MODEL, "text_cfg": {**TINY_MODEL["text_cfg"], "vocab_size": 20}}
+    return ClipModel(
+        config,
+        similarities[str(keywords.pop("name"))](**keywords),
+        logits=total.logits or Logits(scale=5.0),
+        heads=Heads(image_width=32, view_width=16, embed_dim=32, teacher_dim=TEACHER_DIM),
+    )
+
+
+def batch_of(size: int) -> dict[str, torch.Tensor]:
+    """The keywords of ClipModel.forward, but the teacher."""
+    generator = torch.Generator().manual_seed(0)
+
+    def pixels(*shape: int) -> torch.Tensor:
+        return torch.randint(0, 256, (*shape, 3, 16, 16), dtype=torch.uint8, generator=generator)
+
+    return {
+        "image_b3HW": pixels(size),
+        "token_bL": torch.randint(0, 20, (size, 8), generator=generator),
+        "kept_bK": torch.rand(size, 16, generator=generator).argsort(1)[:, :8].sort(1).values,
+        "view_bv3HW": pixels(size, 2),
+        "negative_token_bL": torch.randint(0, 20, (size, 8), generator=generator),
+        "negative_image_b3HW": pixels(size),
+    }
+
+
+def teacher_of(size: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    drawn = torch.randn(2, size, TEACHER_DIM, generator=generator, dtype=torch.float64)
+    image, text = torch.nn.functional.normalize(drawn, dim=-1).to(dtype)
+    return image, text
