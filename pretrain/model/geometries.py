@@ -175,7 +175,7 @@ class Lorentz(Geometry):
     def section(self, weights: Mapping[str, Tensor]) -> dict[str, Any]:
         """Return the section that rebuilds it with the learned values."""
         names = ("curvature", "image_scale", "text_scale")
-        values = {name: float(weights[f"log_{name}"].double().exp()) for name in names}
+        values = {name: float(weights[f"log_{name}"].detach().double().exp()) for name in names}
         return {"name": self.name, "score": self.score, **values, "learnable": self.learnable}
 
     def _curvature(self, like: Tensor) -> Tensor:
