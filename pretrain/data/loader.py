@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from multiprocessing import forkserver, resource_tracker
+from multiprocessing import connection, forkserver, parent_process, resource_tracker
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -308,8 +309,24 @@ class _Starts(Sampler[int]):
         return len(self._starts)
 
 
+def _end_with_trainer() -> None:
+    """End this worker as soon as the process that made its DataLoader is gone, however it went.
+
+    torch's own watch asks whether the parent process changed. A worker's parent is the fork server,
+    which ends when nobody holds the other end of its pipe; but each worker holds one, so that they
+    would keep each other alive. The sentinel is a pipe that the trainer alone holds.
+    """
+    parent = parent_process()
+    assert parent is not None, "a worker is a child of the fork server"
+    connection.wait([parent.sentinel])
+    os._exit(1)  # at once: the main thread may be in a read, or waiting for room in its queue
+
+
 def _start_worker(worker: int) -> None:
-    """Let a worker live through a signal to the whole group: its rank still needs its batches."""
+    """Tie a worker's life to its rank's: it lives through a signal to the whole group, since the
+    rank still needs its batches, and ends with the rank.
+    """
+    threading.Thread(target=_end_with_trainer, name="trainer watch", daemon=True).start()
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a worker is one thread of many

@@ -2,18 +2,19 @@
 
 No memory maps: on shared storage a truncated file must be an error, not a bus fault. Sizes are
 checked when a shard is opened. Of each index only the columns that training needs are kept, in
-Arrow's compact form, and only of the shards that the current windows touch. A remote shard is read
-from its copy in the cache, or by ranged requests where the cache has no room.
+Arrow's own buffers, and only of the shards that the current windows touch: a worker reads few of
+the rows of each, so nothing is made of a row before it is read. A remote shard is read from its
+copy in the cache, or by ranged requests where the cache has no room.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,14 +24,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from configs.errors import DataError
-from curation.manifest import index_path, read_index
+from curation.manifest import index_info, index_path, read_index
 from pretrain.data.dataset import Source
 from pretrain.data.remote import Cache, FetchAhead, RemoteFiles, is_remote
 
-_COLUMNS = ["key", "caption", "image_offset", "image_size", "problem"]
+_COLUMNS = ["key", "caption", "captions", "image_offset", "image_size", "problem"]
 _MEMBER_COLUMNS = ["member_ext", "member_offset", "member_size"]
 _MAX_SAMPLE_BYTES = 1 << 28  # of one member: nothing makes a worker take unbounded memory
 _TRIES = 4  # of a read that shared storage refuses (EIO, ESTALE, ETIMEDOUT)
+_NO_MEMBERS: Mapping[str, bytes] = MappingProxyType({})
 
 
 class RawSample(NamedTuple):
@@ -42,7 +44,7 @@ class RawSample(NamedTuple):
     key: str
     captions: list[str]
     image: bytes
-    member: dict[str, bytes]
+    member: Mapping[str, bytes]
 
 
 class UnusableSampleError(Exception):
@@ -76,19 +78,35 @@ class _Members:
         return found
 
 
+class _Texts:
+    """A column of texts; `texts[row]` makes one str of Arrow's buffers, ten times as fast as a
+    scalar of Arrow's would be. `missing`: the rows that are null.
+    """
+
+    def __init__(self, array: Any) -> None:
+        _, offsets, data = array.buffers()
+        self.missing = frozenset(np.flatnonzero(array.is_null()).tolist()) if len(array) else ()
+        self._data = memoryview(data or b"")
+        self._offsets = memoryview(offsets).cast("i")[array.offset :] if offsets else memoryview(b"")
+
+    def __getitem__(self, row: int) -> str:
+        offsets = self._offsets
+        return str(self._data[offsets[row] : offsets[row + 1]], "utf-8")
+
+
 @dataclass
 class _OpenShard:
-    """Texts stay in Arrow's compact form; numbers become Python's, which are read fastest."""
+    """One index's columns; numbers as memory views, whose elements are read fastest."""
 
     location: str
     name: str
     descriptor: int | None  # None: by ranged requests
-    key: Any
-    caption: Any
-    captions: Any  # None where the index has one caption a sample
+    key: _Texts
+    caption: _Texts
+    captions: Any  # None where every sample has one caption only
     problem: dict[int, str]  # row -> problem
-    offset: list[int | None]
-    size: list[int]
+    offset: memoryview
+    size: memoryview  # -1: no image
     members: _Members | None
 
 
@@ -114,6 +132,7 @@ class ShardReader:
         self._cache = cache
         self._fetch_ahead = fetch_ahead
         self._extensions = frozenset(extensions)
+        self._columns = _COLUMNS + (_MEMBER_COLUMNS if extensions else [])
         self._ignored = frozenset({"no caption"} if captionless else ())
         self._open: dict[int, _OpenShard] = {}
 
@@ -125,19 +144,21 @@ class ShardReader:
             DataError: the shard is missing, cut, or not what the manifest says.
         """
         opened = self._open.get(shard) or self._shard(shard)
-        name = f"{opened.name}:{opened.key[row].as_py()}"
-        problem = opened.problem.get(row)
-        if problem is not None and problem not in self._ignored:
+        name = f"{opened.name}:{opened.key[row]}"
+        if row in opened.problem and opened.problem[row] not in self._ignored:
+            problem = opened.problem[row]
             raise UnusableSampleError(name, problem.partition(":")[0], problem)
-        offset = opened.offset[row]
-        if offset is None:
+        size = opened.size[row]
+        if size < 0:
             raise UnusableSampleError(name, "no image", "no image")
-        image = self._bytes(opened, name, offset, opened.size[row])
-        member: dict[str, bytes] = {}
+        image = self._bytes(opened, name, opened.offset[row], size)
+        member = _NO_MEMBERS
         if opened.members is not None:
-            for extension, span in opened.members.ranges(row, self._extensions).items():
-                member[extension] = self._bytes(opened, name, *span)
-        return RawSample(name, _captions(opened, row), image, member)
+            spans = opened.members.ranges(row, self._extensions)
+            member = {ext: self._bytes(opened, name, *span) for ext, span in spans.items()}
+        if opened.captions is not None or row in opened.caption.missing:
+            return RawSample(name, _captions(opened, row), image, member)
+        return RawSample(name, [opened.caption[row]], image, member)
 
     def retain(self, shards: Iterable[int]) -> None:
         """Close the shards that are not among `shards`: their windows are over."""
@@ -219,34 +240,49 @@ class ShardReader:
                 f"{location}: has {size:,} bytes, the manifest says {num_bytes:,}; it was cut or "
                 "changed since. Restore it, or delete it and run `pairmill curate` again."
             )
-        return descriptor, self._read_index(Path(location))
-
-    def _read_index(self, tar: Path) -> pa.Table:
-        wanted = _COLUMNS + (_MEMBER_COLUMNS if self._extensions else [])
-        try:
-            with pq.ParquetFile(index_path(tar)) as file:
-                there = set(file.schema_arrow.names)
-                if there.issuperset(wanted):
-                    columns = [name for name in (*wanted, "captions") if name in there]
-                    return file.read(columns, use_threads=False)
-        except (OSError, pa.ArrowException):
-            pass
-        return read_index(tar, wanted)  # says what is wrong
+        return descriptor, _local_index(Path(location), self._columns)
 
     def _open_remote(self, location: str, num_bytes: int) -> tuple[int | None, pa.Table]:
         assert self._cache is not None
         url = str_index_path(location)
         copy = self._cache.open(url)
-        with TemporaryDirectory(prefix="pairmill-index-") as folder:
-            name = location.rpartition("/")[2]
-            if copy is not None:
-                with open(copy, "rb") as file:
-                    content = file.read()
-            else:
-                content = self._cache.files.read(url, 0, self._cache.files.size(url))
-            index_path(Path(folder) / name).write_bytes(content)
-            table = self._read_index(Path(folder) / name)
+        if copy is not None:
+            with open(copy, "rb") as file:
+                content = file.read()
+        else:
+            content = self._cache.files.read(url, 0, self._cache.files.size(url))
+        table = _remote_index(url, content, self._columns)
         return self._cache.open(location, num_bytes), table
+
+
+def _local_index(tar: Path, columns: list[str]) -> pa.Table:
+    table = _index_columns(index_path(tar), columns)
+    return read_index(tar, columns) if table is None else table  # read_index says what is wrong
+
+
+def _remote_index(url: str, content: bytes, columns: list[str]) -> pa.Table:
+    table = _index_columns(pa.BufferReader(content), columns)
+    if table is None:
+        raise DataError(
+            f"{url} is not an index that this version of pairmill reads. Make it anew with "
+            "`pairmill index` where the tars were written, and copy it again."
+        )
+    return table
+
+
+def _index_columns(file: Any, columns: list[str]) -> pa.Table | None:
+    """Return columns of an index; None: it cannot be read, lacks some, or is of another version.
+
+    Without the threads and the dataset machinery of `read_index`, which cost more than the reading.
+    """
+    try:
+        with pq.ParquetFile(file) as parquet:
+            schema = parquet.schema_arrow
+            if index_info(schema) is None or not set(schema.names).issuperset(columns):
+                return None
+            return parquet.read(columns, use_threads=False)
+    except (OSError, pa.ArrowException):
+        return None
 
 
 def captions_of(source: Source, shard: int) -> list[str]:
@@ -257,7 +293,7 @@ def captions_of(source: Source, shard: int) -> list[str]:
         files = RemoteFiles(retries=8)
         url = str_index_path(location)
         content = files.read(url, 0, files.size(url))
-        table = pq.read_table(pa.BufferReader(content), columns=columns)
+        table = _remote_index(url, content, columns)
     else:
         table = read_index(location, columns)
     usable = table.filter(pc.is_null(table["problem"]))["caption"].drop_null()
@@ -281,27 +317,32 @@ def _with_columns(location: str, descriptor: int | None, table: pa.Table) -> _Op
             lists[1].values.to_numpy(),
             lists[2].values.to_numpy(),
         )
-    problems = enumerate(columns["problem"].to_pylist())
+    several, size = columns["captions"], columns["image_size"]
+    unusable = np.flatnonzero(columns["problem"].is_valid())
+    problems = columns["problem"].take(pa.array(unusable)).to_pylist()
     return _OpenShard(
         location=location,
         name=location.rpartition("/")[2],
         descriptor=descriptor,
-        key=columns["key"],
-        caption=columns["caption"],
-        captions=columns.get("captions"),
-        problem={row: problem for row, problem in problems if problem is not None},
-        offset=columns["image_offset"].to_pylist(),
-        size=columns["image_size"].to_pylist(),
+        key=_Texts(columns["key"]),
+        caption=_Texts(columns["caption"]),
+        captions=None if several.null_count == len(several) else several,
+        problem=dict(zip(unusable.tolist(), problems, strict=True)),
+        offset=_numbers(columns["image_offset"]),
+        size=_numbers(pc.if_else(columns["image_offset"].is_valid(), size, -1)),
         members=members,
     )
+
+
+def _numbers(column: Any) -> memoryview:
+    return memoryview(np.ascontiguousarray(column.fill_null(-1).to_numpy(), dtype=np.int64))
 
 
 def _captions(opened: _OpenShard, row: int) -> list[str]:
     several = None if opened.captions is None else opened.captions[row].as_py()
     if several:
         return [text for text in several if text is not None]
-    one = opened.caption[row].as_py()
-    return [] if one is None else [one]
+    return [] if row in opened.caption.missing else [opened.caption[row]]
 
 
 def _pread(descriptor: int, size: int, offset: int, location: str) -> bytes:
