@@ -12,13 +12,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-Bytes = npt.NDArray[np.uint8]
-Ints = npt.NDArray[np.int64]
+from curation.plain_headers import NAME_BYTES, Bytes, Ints
 
-_NAME_BYTES = 100
 _LONGEST_EXTENSION = 16
 _MAX_EXTENSIONS = 60  # one bit each
-_COLUMNS = np.arange(_NAME_BYTES)
+_COLUMNS = np.arange(NAME_BYTES)
 
 
 class Extensions:
@@ -76,8 +74,8 @@ class Names(NamedTuple):
 def split_names(texts: Bytes, extensions: Extensions) -> Names | None:
     """Split names, rows of 100 bytes that end in NULs; None: some are not of the usual kind."""
     num = len(texts)
-    room = np.zeros((num, _NAME_BYTES + _LONGEST_EXTENSION + 1), np.uint8)
-    room[:, :_NAME_BYTES] = texts
+    room = np.zeros((num, NAME_BYTES + _LONGEST_EXTENSION + 1), np.uint8)
+    room[:, :NAME_BYTES] = texts
     texts = np.ascontiguousarray(texts)
     is_text = texts != 0
     # ASCII; nothing behind the first NUL; no absolute path, no `..`.
@@ -89,14 +87,14 @@ def split_names(texts: Bytes, extensions: Extensions) -> Names | None:
     if slashes.any():
         if (dots_are[:, :-2] & dots_are[:, 1:-1] & slashes[:, 2:]).any():
             return None
-        last = _NAME_BYTES - 1 - slashes[:, ::-1].argmax(axis=1)
+        last = NAME_BYTES - 1 - slashes[:, ::-1].argmax(axis=1)
         last[~slashes.any(axis=1)] = -1
         dots_are &= last[:, None] < _COLUMNS
     else:
         last = np.full(num, -1)
     dots = dots_are.argmax(axis=1)
     begin = np.arange(num) * room.shape[1] + dots
-    is_good = dots_are.ravel()[np.arange(num) * _NAME_BYTES + dots] & (dots > last + 1)
+    is_good = dots_are.ravel()[np.arange(num) * NAME_BYTES + dots] & (dots > last + 1)
     where = begin[:, None] + np.arange(1, _LONGEST_EXTENSION + 2)
     ends = room.ravel()[where]
     is_good &= (ends[:, 0] != 0) & (ends[:, _LONGEST_EXTENSION] == 0)
@@ -122,7 +120,7 @@ def group_names(parts: Sequence[Names]) -> tuple[Names, Groups] | None:
     is_same = texts[1:] == texts[:-1]
     differs_at = is_same.argmin(axis=1)
     # Of two equal names the extension comes twice, which is found below.
-    is_equal = is_same.ravel()[np.arange(len(is_same)) * _NAME_BYTES + differs_at]
+    is_equal = is_same.ravel()[np.arange(len(is_same)) * NAME_BYTES + differs_at]
     goes_on = (dots[1:] == dots[:-1]) & ((differs_at > dots[1:]) | is_equal)
     starts = np.flatnonzero(np.concatenate(([True], ~goes_on)))
     found = np.bitwise_or.reduceat(np.uint64(1) << codes.astype(np.uint64), starts)
@@ -131,5 +129,5 @@ def group_names(parts: Sequence[Names]) -> tuple[Names, Groups] | None:
         return None
     first = starts[:-1]
     keys = np.where(dots[first, None] > _COLUMNS, texts[first], np.uint8(0))
-    listed: list[bytes] = keys.view(f"S{_NAME_BYTES}").ravel().tolist()
+    listed: list[bytes] = keys.view(f"S{NAME_BYTES}").ravel().tolist()
     return (names, Groups(listed, starts)) if len(set(listed)) == len(listed) else None

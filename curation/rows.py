@@ -16,8 +16,9 @@ from curation.columns import columns_of, find_values, needs_image, needs_json
 from curation.contents import Contents, Size
 from curation.grouping import SampleGrouper, SampleMembers, is_image
 from curation.names import Extensions, Names, group_names, split_names
+from curation.plain_headers import decode_names
 from curation.row_columns import Rows
-from curation.shards import Batch, decode_names
+from curation.shards import Batch
 from curation.spans import SpanReader
 
 # Of all captions of a shard, in characters.

@@ -18,6 +18,14 @@ from struct import Struct
 import numpy as np
 import numpy.typing as npt
 
+from curation.plain_headers import (
+    NAME_BYTES,
+    Bytes,
+    are_plain,
+    decode_names,
+    header_blocks,
+    prefixed_names,
+)
 from curation.spans import WINDOW_BYTES, LocalReader, SpanReader
 from curation.tar_headers import BLOCK, Member, TarDamageError, check_end, padded, read_member
 from curation.windows import BATCH_BYTES, MAX_MEMBER_BYTES, Chunks, Hashing, Skipping, Window
@@ -25,11 +33,8 @@ from curation.windows import BATCH_BYTES, MAX_MEMBER_BYTES, Chunks, Hashing, Ski
 __all__ = ["BLOCK", "Batch", "Member", "TarDamageError", "padded", "read_batches", "read_members"]
 
 Ints = npt.NDArray[np.int64]
-Bytes = npt.NDArray[np.uint8]
 
 _MAX_MEMBERS = 6000
-_USTAR = np.frombuffer(b"ustar\0", np.uint8)  # GNU's own magic keeps other things in the prefix
-_NAME_BYTES = 100
 # Texts and JSONs are smaller, pictures are not.
 _MIN_HASHED_BYTES = 2048
 # The size of a member in octal digits, and its type flag: b"0" or NUL where it is a file.
@@ -54,7 +59,7 @@ class Batch:
     positions: Ints = field(default_factory=_no_ints)
     limits: Ints = field(default_factory=_no_ints)
     # Of plain headers, as they lie there; what is of others is in `long_names`.
-    raw_names: Bytes = field(default_factory=lambda: np.zeros((0, _NAME_BYTES), np.uint8))
+    raw_names: Bytes = field(default_factory=lambda: np.zeros((0, NAME_BYTES), np.uint8))
     long_names: dict[int, str] = field(default_factory=dict)
     kinds: dict[int, str] = field(default_factory=dict)  # of members that are no files
     digests: dict[int, bytes] = field(default_factory=dict)  # xxh3-128, where they were asked for
@@ -74,25 +79,6 @@ class Batch:
         for i, (name, start, offset, size) in enumerate(zip(self.names, *columns, strict=True)):
             kind, cut = self.kinds.get(i, "file"), self.is_last_truncated and i == last
             yield Member(name, start, offset, size, kind, cut)
-
-
-def decode_names(raw: Bytes, others: dict[int, str]) -> list[str]:
-    """Return the names of headers; `others` has those that are not in the rows of `raw`."""
-    if not len(raw):
-        return []
-    texts = np.ascontiguousarray(raw).view(f"S{_NAME_BYTES}").ravel().tolist()
-    joined = b"\n".join(texts)
-    names: list[str] = []
-    if b"\0" not in joined and joined.count(b"\n") == len(texts) - 1:
-        try:
-            names = joined.decode().split("\n")
-        except UnicodeDecodeError:
-            names = []
-    if not names:
-        names = [text.split(b"\0", 1)[0].decode("utf-8", "backslashreplace") for text in texts]
-    for row, name in others.items():
-        names[row] = name
-    return names
 
 
 def read_members(reader: SpanReader) -> Iterator[Member]:
@@ -342,19 +328,15 @@ class _Walk:
         is_special[list(special)] = True
         blocks = header_blocks(batch.data, headers)
         is_good = are_plain(blocks) | is_special
-        batch.raw_names = blocks[:, :_NAME_BYTES]
+        batch.raw_names = blocks[:, :NAME_BYTES]
         doubt = None
         if not is_good.all():
             first_bad = int(is_good.argmin())
             doubt = int(batch.starts[first_bad])
             self._cut(first_bad)
-        has_prefix = (blocks[:, 257:263] == _USTAR).all(axis=1) & (blocks[:, 345] != 0)
-        for row in np.flatnonzero((has_prefix & ~is_special)[: len(batch.starts)]).tolist():
-            prefix, name = (
-                part.tobytes().split(b"\0", 1)[0]
-                for part in (blocks[row, 345:500], blocks[row, :_NAME_BYTES])
-            )
-            batch.long_names[row] = (prefix + b"/" + name).decode("utf-8", "backslashreplace")
+        for row, name in prefixed_names(blocks[: len(batch.starts)]):
+            if not is_special[row]:
+                batch.long_names[row] = name
         return doubt
 
     def _cut(self, num_rows: int) -> None:
@@ -383,31 +365,3 @@ def _truncated(batch: Batch, reader: SpanReader) -> TarDamageError:
         f"truncated at byte {reader.end()}, inside member {member.name!r} "
         f"({member.size} bytes from byte {member.offset})"
     )
-
-
-_CHECKSUM_WEIGHTS = 8 ** np.arange(5, -1, -1, dtype=np.int64)
-
-
-def header_blocks(data: bytes | bytearray, positions: Ints) -> Bytes:
-    """Return the blocks of 512 bytes at some positions, one a row."""
-    if (positions % BLOCK).any():
-        joined = b"".join([data[p : p + BLOCK] for p in positions.tolist()])
-        return np.frombuffer(joined, np.uint8).reshape(-1, BLOCK)
-    blocks = np.frombuffer(data, np.uint8, len(data) // BLOCK * BLOCK).reshape(-1, BLOCK)
-    rows: Bytes = blocks[positions // BLOCK]
-    return rows
-
-
-def are_plain(blocks: Bytes) -> npt.NDArray[np.bool_]:
-    """Tell which headers are plain and good.
-
-    Plain: ustar or older, its numbers octal, its check sum right, its name not empty.
-    """
-    stored = blocks[:, 148:154] - np.uint8(48)
-    sums = blocks.sum(axis=1, dtype=np.uint32).astype(np.int64) + 256
-    sums -= blocks[:, 148:156].sum(axis=1, dtype=np.uint32)
-    is_good = (stored < 8).all(axis=1) & (stored.astype(np.int64) @ _CHECKSUM_WEIGHTS == sums)
-    is_good &= (blocks[:, 124:135] - np.uint8(48) < 8).all(axis=1)
-    is_good &= ((blocks[:, 135] == 0) | (blocks[:, 135] == 32)) & (blocks[:, 0] != 0)
-    found: npt.NDArray[np.bool_] = is_good
-    return found
