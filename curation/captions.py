@@ -63,7 +63,7 @@ class CaptionFinder:
         first = self._groups[0][0]
         # The usual case: one place, and a text at that, which most samples have.
         is_simple = len(self._groups) == 1 and first.key is None and not first.is_lines
-        self._simple = first.extension if is_simple else None
+        self.simple = first.extension if is_simple else None
         self.extensions = frozenset(place.extension for group in self._groups for place in group)
 
     def find(
@@ -73,9 +73,9 @@ class CaptionFinder:
 
         `members`: (extension, number) of its whole members; `sizes` are in bytes, by number.
         """
-        if self._simple is not None:
+        if self.simple is not None:
             for extension, number in members:
-                if extension == self._simple:
+                if extension == self.simple:
                     return _texts(self._groups[0][0], number, sizes[number], content, {})
         numbers: dict[str, int] = {}
         for extension, number in members:

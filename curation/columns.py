@@ -165,6 +165,8 @@ def compute_columns(
     One image at a time is in memory. Images are read only where a name asks for them.
     """
     names = sorted(set(names))
+    for name in names:
+        type_of(name)  # says so now where no scan makes it
     of_image, of_json = list(filter(needs_image, names)), list(filter(needs_json, names))
     wanted = ["problem", "image_offset", "image_size", "member_ext", "member_offset", "member_size"]
     values: list[dict[str, Any]] = []

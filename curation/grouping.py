@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from curation.shards import Batch, Member
@@ -75,11 +75,14 @@ class SampleGrouper:
 
     def add_batch(self, batch: Batch) -> list[str | None]:
         """Add the next members; return the extension of each, None where it is of no sample."""
-        kinds = batch.kinds
+        return self.add_names(batch.names, batch.kinds)
+
+    def add_names(self, names: Iterable[str], kinds: Mapping[int, str]) -> list[str | None]:
+        """Add the next members by name; `kinds` has, by position, those that are no files."""
         found: list[str | None] = []
         add, number = found.append, self.num_members
         prefix, run = self._prefix, self._run
-        for row, name in enumerate(batch.names):
+        for row, name in enumerate(names):
             # The members of a sample mostly stand together, with names like those before.
             if prefix and name.startswith(prefix):
                 extension = name[len(prefix) :]
@@ -105,7 +108,7 @@ class SampleGrouper:
         self.num_members += 1
         parts = split_name(name) if kind == "file" else None
         if parts is None:
-            self._ignore(name, kind)
+            self.ignore(name, kind)
             return None
         key, extension = parts
         run = self._run
@@ -117,7 +120,8 @@ class SampleGrouper:
         run.extensions.add(extension)
         return extension
 
-    def _ignore(self, name: str, kind: str) -> None:
+    def ignore(self, name: str, kind: str) -> None:
+        """Count a member that belongs to no sample."""
         if kind == "folder" or (kind == "file" and name.endswith("/")):
             return  # not a thing that could be lost
         if kind != "file":

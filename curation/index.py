@@ -24,6 +24,14 @@ VERSION = 2
 _METADATA_KEY = b"pairmill"
 # Columns worth a dictionary; the others differ from row to row.
 _FEW_VALUES = ["image_ext", "member_ext.list.element", "problem"]
+# Numbers that go up by little: their differences are shorter.
+_DELTA = dict.fromkeys(
+    [
+        *("image_offset", "image_size", "width", "height"),
+        *(f"member_{what}.list.element" for what in ("start", "offset", "size")),
+    ],
+    "DELTA_BINARY_PACKED",
+) | {"key": "DELTA_BYTE_ARRAY"}
 _LEFTOVER_SECONDS = 3600
 
 SCHEMA = pa.schema(
@@ -93,8 +101,9 @@ def write_index(path: Path, samples: pa.Table, info: IndexInfo) -> IndexInfo:
         pq.write_table(
             samples.replace_schema_metadata(metadata),
             file,
-            compression="zstd",
+            compression="lz4",  # half the time of zstd, and scans go by its time
             use_dictionary=_FEW_VALUES,
+            column_encoding=_DELTA,
             write_statistics=False,
         )
     return info

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,20 +13,27 @@ import pyarrow as pa
 
 from curation.captions import TOO_LONG, CaptionFinder
 from curation.columns import columns_of, find_values, needs_image, needs_json
+from curation.contents import Contents, Size
 from curation.grouping import SampleGrouper, SampleMembers, is_image
-from curation.image_header import quick_size, read_image_size
-from curation.index import SCHEMA
+from curation.names import Extensions, Names, group_names, split_names
+from curation.plain_headers import decode_names
+from curation.row_columns import Rows
 from curation.shards import Batch
 from curation.spans import SpanReader
 
 # Of all captions of a shard, in characters.
 MAX_SHARD_CAPTIONS = 256 << 20
-# Texts and JSONs are kept until their sample is whole; larger ones are read again.
-_MAX_KEPT_BYTES = 64 << 10
-_MAX_KEPT_SHARD_BYTES = 64 << 20
-_PREFIX_BYTES = 4096
 
-Size = tuple[tuple[int, int] | None, str | None]
+Ints = npt.NDArray[np.int64]
+_NO_INTS = np.zeros(0, np.int64)
+
+
+class _Part(NamedTuple):
+    """A batch of members of the usual kind, and of those that are no files."""
+
+    names: Names
+    rows: Ints  # in the batch
+    strangers: dict[int, tuple[str, str]]  # row -> name, kind
 
 
 class RowBuilder:
@@ -48,93 +55,96 @@ class RowBuilder:
         self._reader = reader
         self._uid = hashlib.blake2b(f"{source}\0{shard}\0".encode(), digest_size=16)
         self._finder = CaptionFinder(places)
-        self._max_pixels = max_pixels
         self._columns = tuple(sorted(columns))
-        self._of_image = tuple(name for name in self._columns if needs_image(name))
         self._of_json = tuple(name for name in self._columns if needs_json(name))
         self._kept_extensions = self._finder.extensions | ({"json"} if self._of_json else set())
+        self._contents = Contents(reader, max_pixels, filter(needs_image, self._columns))
         self._captions_left = MAX_SHARD_CAPTIONS
-        self._bytes_left = _MAX_KEPT_SHARD_BYTES
-        # By number of the member.
-        self._starts: list[int] = []
-        self._offsets: list[int] = []
+        self._extensions = Extensions()
+        # By number of the extension; the last is for -1, a member of no sample.
+        self._is_kept = np.zeros(1, np.bool_)
+        self._is_image = np.zeros(1, np.bool_)
+        # Names of members, as long as all are of the usual kind; None from then on.
+        self._usual: list[_Part] | None = []
+        self._spans: list[tuple[Ints, Ints, Ints]] = []  # starts, offsets, sizes of members
+        self._num_members = 0
+        self._offsets: list[int] = []  # once all are known
         self._sizes: list[int] = []
-        self._truncated: int | None = None
-        self._kept: dict[int, bytes] = {}
+        self._truncated: int | None = None  # the number of the member that was cut
         self._images: dict[int, Size] = {}
-        self._values: dict[int, dict[str, Any]] = {}
 
     def add(self, batch: Batch) -> None:
         """Add members, and read what the index needs of them."""
-        first = len(self._starts)
-        extensions = self.grouper.add_batch(batch)
-        self._starts += batch.starts
-        self._offsets += batch.offsets
-        self._sizes += batch.sizes
+        codes = self._codes(batch)
+        self._spans.append((batch.starts, batch.offsets, batch.sizes))
+        first, self._num_members = self._num_members, self._num_members + len(codes)
         if batch.is_last_truncated:
-            self._truncated = len(self._starts) - 1
-        kept, data = self._kept_extensions, batch.data
-        for row, extension in enumerate(extensions):
-            if extension is None or first + row == self._truncated:
-                continue
-            position, size = batch.positions[row], batch.sizes[row]
-            if extension in kept:
-                if size <= _MAX_KEPT_BYTES and size <= self._bytes_left:
-                    is_here = position + size <= batch.limits[row]
-                    content = bytes(data[position : position + size]) if is_here else None
-                    if content is None:
-                        content = self._reader.read(batch.offsets[row], size)
-                    self._kept[first + row] = content
-                    self._bytes_left -= size
-            elif is_image(extension):
-                self._add_image(batch, row, first + row)
+            self._truncated = self._num_members - 1
+            codes[-1] = -1
+        contents, kept = self._contents, np.flatnonzero(self._is_kept[codes])
+        is_caption = codes[kept] == self._extensions.known(self._finder.simple)
+        contents.keep(contents.captions, batch, kept[is_caption], first)
+        # A JSON is for samples without a text. Where most have one it can be read again.
+        if self._of_json or np.count_nonzero(is_caption) < len(kept) // 2:
+            contents.keep(contents.others, batch, kept[~is_caption], first)
+        contents.add_images(batch, np.flatnonzero(self._is_image[codes]), first)
 
-    def _add_image(self, batch: Batch, row: int, number: int) -> None:
-        position, size = batch.positions[row], batch.sizes[row]
-        limit = min(position + min(size, _PREFIX_BYTES), batch.limits[row])
-        found = quick_size(batch.data[position:limit]) if limit > position else None
-        if found is None:
-            self._images[number] = read_image_size(
-                lambda n: self._content(batch, row, n), size, self._max_pixels
-            )
+    def _codes(self, batch: Batch) -> Ints:
+        """Return the number of each member's extension; -1 where it is of no sample."""
+        part = None if self._usual is None else self._usual_part(batch)
+        if part is None or self._usual is None:
+            self._give_to_grouper()
+            found = self.grouper.add_batch(batch)
+            codes = np.array([-1 if e is None else self._extensions.code(e) for e in found])
         else:
-            is_bomb = found[0] * found[1] > self._max_pixels
-            self._images[number] = found, "too many pixels" if is_bomb else None
-        if self._of_image and self._images[number][1] is None:
-            if position + size <= batch.limits[row]:
-                with memoryview(batch.data)[position : position + size] as view:
-                    self._values[number] = find_values(view, self._of_image)
-            else:
-                whole = self._reader.read(batch.offsets[row], size)
-                self._values[number] = find_values(whole, self._of_image)
+            self._usual.append(part)
+            codes = np.full(len(batch.starts), -1)
+            codes[part.rows] = part.names.codes
+        new = self._extensions.names[len(self._is_kept) - 1 :]
+        is_kept = [name in self._kept_extensions for name in new]
+        is_picture = [is_image(name) and name not in self._kept_extensions for name in new]
+        self._is_kept = np.array([*self._is_kept[:-1], *is_kept, False])
+        self._is_image = np.array([*self._is_image[:-1], *is_picture, False])
+        return codes
 
-    def _content(self, batch: Batch, row: int, num_bytes: int) -> bytes:
-        """Return the first bytes of a member."""
-        num_bytes = min(num_bytes, batch.sizes[row])
-        position = batch.positions[row]
-        if position + num_bytes <= batch.limits[row]:
-            return bytes(batch.data[position : position + num_bytes])
-        return self._reader.read(batch.offsets[row], num_bytes)
+    def _usual_part(self, batch: Batch) -> _Part | None:
+        """Return the names of a batch if none is long; links, folders and such do not matter."""
+        if batch.long_names.keys() != batch.kinds.keys() or batch.is_last_truncated:
+            return None
+        strangers = {row: (batch.long_names[row], kind) for row, kind in batch.kinds.items()}
+        rows = np.delete(np.arange(len(batch.starts)), list(strangers))
+        names = split_names(batch.raw_names[rows], self._extensions)
+        return None if names is None else _Part(names, rows, strangers)
 
-    def _kept_content(self, number: int, num_bytes: int) -> bytes:
-        kept = self._kept.get(number)
-        if kept is None:
-            kept = self._reader.read(self._offsets[number], num_bytes)
-        return kept
+    def _give_to_grouper(self) -> None:
+        """Let the one that can do all of them do the usual ones too."""
+        for names, rows, strangers in self._usual or ():
+            texts = [
+                name
+                for name, _ in [
+                    strangers.get(r, ("", "")) for r in range(len(rows) + len(strangers))
+                ]
+            ]
+            for row, text in zip(rows.tolist(), decode_names(names.texts, {}), strict=True):
+                texts[row] = text
+            self.grouper.add_names(texts, {row: kind for row, (_, kind) in strangers.items()})
+        self._usual = None
+
+    def _content(self, number: int, num_bytes: int) -> bytes:
+        return self._contents.content(number, self._offsets[number], num_bytes)
 
     def table(self) -> pa.Table:
         """Return the samples of all members added."""
-        samples = self.grouper.finish()
-        self.num_repeated_keys = sum(sample.occurrence > 0 for sample in samples)
-        rows = _Rows()
-        for sample in samples:
-            self._add_row(rows, sample)
-        self.unreadable.update(problem for problem in rows.problems if problem)
+        spans = zip(*self._spans, strict=True) if self._spans else [[_NO_INTS]] * 3
+        starts, offsets, sizes = (np.concatenate(column) for column in spans)
+        self._offsets, self._sizes = offsets.tolist(), sizes.tolist()
+        rows = self._usual_rows()
+        if rows is None:
+            self._give_to_grouper()
+            rows = self._rows_of(self.grouper.finish())
+        self.unreadable.update(filter(None, rows.problems))
         numbers = np.array(rows.numbers, np.int64)
-        starts, offsets, sizes = (
-            np.array(column, np.int64)[numbers]
-            for column in (self._starts, self._offsets, self._sizes)
-        )
+        starts, offsets, sizes = starts[numbers], offsets[numbers], sizes[numbers]
         if self._truncated is not None:
             sizes = np.minimum(sizes, self._reader.end() - offsets)
         table = rows.table(starts, offsets, sizes)
@@ -142,14 +152,111 @@ class RowBuilder:
             table = table.append_column(name, column)
         return table
 
-    def _add_row(self, rows: _Rows, sample: SampleMembers) -> None:
+    def _usual_rows(self) -> Rows | None:
+        """Return the rows if every key comes once, its members side by side; None: they do not."""
+        parts = self._usual
+        if not parts or self._of_json or self._finder.simple is None:
+            return None
+        grouped = group_names([part.names for part in parts])
+        if grouped is None:
+            return None
+        names, (keys, ends) = grouped
+        shifts = np.cumsum([0, *(len(p.rows) + len(p.strangers) for p in parts)])
+        numbers = np.concatenate([p.rows + at for p, at in zip(parts, shifts, strict=False)])
+        owners = np.repeat(np.arange(len(keys)), np.diff(ends))
+        rows = Rows()
+        if not self._usual_captions(rows, names.codes, numbers, owners, ends):
+            return None
+        rows.keys, rows.ends, rows.numbers = keys, ends[1:], numbers
+        uid, rest = self._uid, b"\x000"
+        for key in keys:
+            hasher = uid.copy()
+            hasher.update(key + rest)
+            rows.uids.append(hasher.digest())
+        self._usual_images(rows, names.codes, numbers, owners)
+        for part in parts:
+            for name, kind in part.strangers.values():
+                self.grouper.ignore(name, kind)
+        return rows
+
+    def _usual_captions(
+        self, rows: Rows, codes: Ints, numbers: Ints, owners: Ints, ends: Ints
+    ) -> bool:
+        """Fill in the captions, and as `problems` those of captions; False: they are too many."""
+        num, texts = len(ends) - 1, self._contents.captions
+        found_at = np.full(num, -1)  # where in `texts` the caption of a sample is
+        found_at[owners[np.searchsorted(numbers, texts.numbers)]] = np.arange(len(texts.numbers))
+        captions = texts.array()
+        rows.all_captions, rows.problems = [None] * num, [None] * num
+        if captions.nbytes > MAX_SHARD_CAPTIONS:
+            return False
+        captions = captions.take(pa.array(found_at, mask=found_at < 0))
+        lacking = np.flatnonzero(found_at < 0).tolist()
+        rows.captions = captions.view(pa.string())
+        try:
+            rows.captions.validate(full=True)  # each is UTF-8
+        except pa.ArrowInvalid:
+            lacking = list(range(num))
+        if not lacking:
+            return True
+        listed: list[Any] = [None] * num if len(lacking) == num else rows.captions.to_pylist()
+        extensions, num_characters = self._extensions.names, captions.nbytes
+        for owner in lacking:
+            span = slice(ends[owner], ends[owner + 1])
+            named = [extensions[code] for code in codes[span].tolist()]
+            members = list(zip(named, numbers[span].tolist(), strict=True))
+            found, rows.problems[owner] = self._finder.find(members, self._sizes, self._content)
+            listed[owner] = found[0] if found else None
+            rows.all_captions[owner] = found if len(found) > 1 else None
+            num_characters += sum(map(len, found))
+        rows.captions = listed
+        return bool(num_characters <= MAX_SHARD_CAPTIONS)
+
+    def _usual_images(self, rows: Rows, codes: Ints, numbers: Ints, owners: Ints) -> None:
+        """Fill in the images, and their problems before those of captions."""
+        extensions, num = pa.array(self._extensions.names, pa.string()), len(rows.keys)
+        image_numbers, sizes = self._contents.image_sizes()
+        at = np.searchsorted(numbers, image_numbers)
+        is_first = np.diff(owners[at], prepend=-1) > 0  # of its sample
+        at, image_numbers, sizes = at[is_first], image_numbers[is_first], sizes[is_first]
+        owner_of = owners[at]
+        rows.image_at = image_at = np.full(num, -1)
+        image_at[owner_of] = at
+        rows.pixels = pixels = np.zeros((num, 2), np.int64)
+        pixels[owner_of] = sizes
+        for owner in np.flatnonzero(image_at < 0).tolist():
+            rows.problems[owner] = "no image"
+        if self._contents.odd_images:
+            for owner, number in zip(owner_of.tolist(), image_numbers.tolist(), strict=True):
+                if number in self._contents.odd_images:
+                    rows.problems[owner] = self._contents.odd_images[number][1]
+        rows.extensions = extensions.take(pa.array(codes))
+        rows.image_extensions = rows.extensions.take(pa.array(image_at, mask=image_at < 0))
+        if self._columns:
+            number_of = np.full(num, -1)
+            number_of[owner_of] = image_numbers
+            pairs, values = (
+                zip(number_of.tolist(), rows.problems, strict=True),
+                self._contents.values,
+            )
+            rows.values = [values.get(n, {}) if problem is None else {} for n, problem in pairs]
+
+    def _rows_of(self, samples: Sequence[SampleMembers]) -> Rows:
+        self.num_repeated_keys = sum(sample.occurrence > 0 for sample in samples)
+        self._images = self._contents.images()
+        rows = Rows()
+        for sample in samples:
+            self._add_row(rows, sample)
+        return rows
+
+    def _add_row(self, rows: Rows, sample: SampleMembers) -> None:
         whole, truncated = sample.members, None
         if self._truncated is not None:
             whole = [member for member in sample.members if member[1] != self._truncated]
             truncated = "truncated" if len(whole) < len(sample.members) else None
         hasher = self._uid.copy()
         hasher.update(f"{sample.key}\0{sample.occurrence}".encode())
-        captions, caption_problem = self._finder.find(whole, self._sizes, self._kept_content)
+        captions, caption_problem = self._finder.find(whole, self._sizes, self._content)
         if captions:
             self._captions_left -= sum(map(len, captions))
             if self._captions_left < 0:
@@ -182,67 +289,10 @@ class RowBuilder:
             rows.values.append(self._row_values(whole, image) if problem is None else {})
 
     def _row_values(self, members: list[tuple[str, int]], image: int | None) -> dict[str, Any]:
-        values = dict(self._values.get(-1 if image is None else image, {}))
+        values = dict(self._contents.values.get(-1 if image is None else image, {}))
         if self._of_json:
             number = next((number for extension, number in members if extension == "json"), None)
             if number is not None:
-                content = self._kept_content(number, self._sizes[number])
+                content = self._content(number, self._sizes[number])
                 values |= find_values(content, self._of_json)
         return values
-
-
-class _Rows:
-    """Columns under construction; the members of all samples stand one after the other."""
-
-    def __init__(self) -> None:
-        self.uids: list[bytes] = []
-        self.keys: list[str] = []
-        self.captions: list[str | None] = []
-        self.all_captions: list[list[str] | None] = []
-        self.image_extensions: list[str | None] = []
-        self.image_at: list[int] = []  # which member is the picture; -1: none
-        self.pixels: list[tuple[int, int] | None] = []
-        self.problems: list[str | None] = []
-        self.values: list[dict[str, Any]] = []
-        self.extensions: list[str] = []
-        self.numbers: list[int] = []
-        self.ends: list[int] = []  # of each sample's members
-
-    def table(
-        self,
-        starts: npt.NDArray[np.int64],
-        offsets: npt.NDArray[np.int64],
-        sizes: npt.NDArray[np.int64],
-    ) -> pa.Table:
-        """Return the table; the arrays are those of the members, in the order of `numbers`."""
-        image = np.array(self.image_at, np.int64)
-        has_image = image >= 0
-        image_offsets, image_sizes = np.zeros_like(image), np.zeros_like(image)
-        image_offsets[has_image] = offsets[image[has_image]]
-        image_sizes[has_image] = sizes[image[has_image]]
-        width, height = (
-            pa.array([None if p is None else p[side] for p in self.pixels], pa.int32())
-            for side in (0, 1)
-        )
-        ends = pa.array(np.array([0, *self.ends], np.int32))
-
-        def listed(values: Any, kind: pa.DataType) -> pa.Array:
-            return pa.ListArray.from_arrays(ends, pa.array(values, kind))
-
-        columns = [
-            pa.array(self.uids, pa.binary(16)),
-            pa.array(self.keys, pa.string()),
-            pa.array(self.captions, pa.string()),
-            pa.array(self.all_captions, pa.list_(pa.string())),
-            pa.array(self.image_extensions, pa.string()),
-            pa.array(image_offsets, mask=~has_image),
-            pa.array(image_sizes, mask=~has_image),
-            width,
-            height,
-            listed(self.extensions, pa.string()),
-            listed(starts, pa.int64()),
-            listed(offsets, pa.int64()),
-            listed(sizes, pa.int64()),
-            pa.array(self.problems, pa.string()),
-        ]
-        return pa.table(columns, schema=SCHEMA)

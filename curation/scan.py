@@ -187,7 +187,9 @@ def _scan(task: ScanTask, reader: SpanReader) -> tuple[pa.Table, IndexInfo]:
     )
     with _no_cycles():
         try:
-            for batch in read_batches(reader, whole=any(map(needs_image, task.columns))):
+            of_image = set(filter(needs_image, task.columns))
+            hashed = of_image == {"image_hash"}
+            for batch in read_batches(reader, whole=bool(of_image) and not hashed, digests=hashed):
                 builder.add(batch)
         except TarDamageError as error:
             damage = str(error)

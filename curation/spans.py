@@ -118,8 +118,8 @@ class LocalReader(SpanReader):
 
     def __init__(self, path: Path | str) -> None:
         super().__init__()
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        status = os.fstat(self._descriptor)
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        status = os.fstat(self.descriptor)
         self.num_bytes = status.st_size
         self._state = (status.st_ino, status.st_mtime_ns, status.st_size)
 
@@ -129,23 +129,23 @@ class LocalReader(SpanReader):
 
     def fetch(self, offset: int, size: int) -> bytes:
         """Return up to `size` bytes from `offset`."""
-        part = os.pread(self._descriptor, size, offset)
+        part = os.pread(self.descriptor, size, offset)
         if len(part) == size or not part:
             return part
         parts = [part]
         while (size := size - len(part)) and (
-            part := os.pread(self._descriptor, size, offset := offset + len(part))
+            part := os.pread(self.descriptor, size, offset := offset + len(part))
         ):
             parts.append(part)
         return b"".join(parts)
 
     def fetch_into(self, buffer: memoryview, offset: int) -> int:
         """Fill a buffer from `offset`; return how many bytes there were."""
-        return os.preadv(self._descriptor, [buffer], offset)
+        return os.preadv(self.descriptor, [buffer], offset)
 
     def close(self) -> None:
         """Close the file."""
-        os.close(self._descriptor)
+        os.close(self.descriptor)
 
 
 @lru_cache(maxsize=64)

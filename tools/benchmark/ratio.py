@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -10,12 +11,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Ratio:
-    """`ours` and `theirs` in seconds, best of each; `ratio` > 1 says that ours is faster."""
+    """`ours` and `theirs` in seconds, best of each; `ratio` > 1 says that ours is faster.
+
+    `cpu_ratio` is that of CPU seconds, children included, which other work disturbs less than time.
+    """
 
     name: str
     ours_s: float
     theirs_s: float
     spread: float
+    cpu_ratio: float | None = None
 
     @property
     def ratio(self) -> float:
@@ -25,9 +30,10 @@ class Ratio:
     def line(self, wanted: float) -> str:
         """Return one line of a table."""
         verdict = "ok" if self.ratio >= wanted else "SHORT"
+        cpu = "" if self.cpu_ratio is None else f", CPU {self.cpu_ratio:.2f}x"
         return (
             f"{self.name:<52} {self.ours_s:>9.3f} s {self.theirs_s:>9.3f} s "
-            f"{self.ratio:>7.2f}x  (wanted {wanted:.2f}x, spread {self.spread:.0%})  {verdict}"
+            f"{self.ratio:>7.2f}x  (wanted {wanted:.2f}x, spread {self.spread:.0%}{cpu})  {verdict}"
         )
 
 
@@ -38,11 +44,23 @@ def seconds(function: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def _seconds_and_cpu(function: Callable[[], object]) -> tuple[float, float]:
+    before = sum(os.times()[:4])
+    return seconds(function), sum(os.times()[:4]) - before
+
+
 def alternate(
     name: str, ours: Callable[[], object], theirs: Callable[[], object], *, repeats: int = 5
 ) -> Ratio:
     """Time both `repeats` times in turn, so that noise falls on both; keep the best of each."""
-    pairs = [(seconds(ours), seconds(theirs)) for _ in range(repeats)]
+    ours_found, theirs_found = [], []
+    for _ in range(repeats):
+        ours_found.append(_seconds_and_cpu(ours))
+        theirs_found.append(_seconds_and_cpu(theirs))
+    pairs = list(zip((s for s, _ in ours_found), (s for s, _ in theirs_found), strict=True))
     ratios = [b / a for a, b in pairs]
+    our_cpu, their_cpu = (min(cpu for _, cpu in found) for found in (ours_found, theirs_found))
     spread = (max(ratios) - min(ratios)) / statistics.median(ratios)
-    return Ratio(name, min(a for a, _ in pairs), min(b for _, b in pairs), spread)
+    return Ratio(
+        name, min(a for a, _ in pairs), min(b for _, b in pairs), spread, their_cpu / our_cpu
+    )
