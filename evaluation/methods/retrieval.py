@@ -8,6 +8,8 @@ Legend: n images, m captions.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -33,7 +35,9 @@ def metrics(scores: Scores, dataset: RetrievalDataset) -> list[Metric]:
     return recalls(scores, dataset.image_of_caption_m)
 
 
-def recalls(scores: Scores, image_of_caption_m: IntArray) -> list[Metric]:
+def recalls(
+    scores: Scores, image_of_caption_m: IntArray, cutoffs: Sequence[int] = CUTOFFS
+) -> list[Metric]:
     """Return the recalls of scores [n, m], given the position of each caption's image."""
     num_images, num_texts = scores.num_images, scores.num_texts
     image_n = np.arange(num_images)
@@ -52,4 +56,4 @@ def recalls(scores: Scores, image_of_caption_m: IntArray) -> list[Metric]:
         expected = chance(captions_n, num_texts, k)
         return Metric(f"i2t_recall@{k}", definition, expected, hits(image_place, k))
 
-    return [*map(t2i, CUTOFFS), *map(i2t, CUTOFFS)]
+    return [*map(t2i, cutoffs), *map(i2t, cutoffs)]

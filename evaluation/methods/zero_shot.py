@@ -16,6 +16,8 @@ from evaluation.ranking import FeatureScores, Scores, chance, hits, image_standi
 from evaluation.statistics import Metric
 
 IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+FloatArray = npt.NDArray[np.float64]
 _TIES = "tied classes share the credit"
 
 
@@ -48,3 +50,16 @@ def accuracies(scores: Scores, labels_n: IntArray, num_classes: int) -> list[Met
         labels_n,
     )
     return [top(1), *([top(5)] if num_classes >= 5 else []), recall]
+
+
+def average_precisions(score_nC: FloatArray, is_right_nC: BoolArray) -> FloatArray:
+    """Return the average precision of each class [C], for images with several labels (VOC2007).
+
+    AP = sum over right images of precision at their rank / max(number of right images, 1): no
+    interpolation (CLIP_benchmark). Equal scores keep the order of the images.
+    """
+    order_nC = np.argsort(-score_nC, axis=0, kind="stable")
+    right_nC = np.take_along_axis(is_right_nC, order_nC, axis=0)
+    precision_nC = np.cumsum(right_nC, axis=0) / np.arange(1, len(right_nC) + 1)[:, None]
+    total_C: FloatArray = (precision_nC * right_nC).sum(axis=0)
+    return total_C / np.maximum(right_nC.sum(axis=0), 1)
