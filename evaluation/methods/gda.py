@@ -110,10 +110,10 @@ def new_discriminant(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return means, W and b of classes that have no sample, from neighbours of their texts.
 
-    A class's covariance is around its neighbours' mean, its precision the ridge one with divisor
-    k - 1; the precisions are averaged over the classes.
+    A class's covariance is that of its neighbours around its text vector, with divisor k - 1, and
+    its precision the ridge one; the precisions are averaged over the classes.
     """
-    k = min(k, len(feature_ND))
+    k = max(2, min(k, len(feature_ND)))
     near_Ck = similarity.scores(class_CD, feature_ND).topk(k, dim=1).indices
     feature_ND, class_CD = feature_ND.double(), class_CD.double()
     neighbour_CkD = feature_ND[near_Ck]
@@ -122,8 +122,9 @@ def new_discriminant(
     width = feature_ND.shape[1]
     precision_DD = torch.zeros(width, width, dtype=feature_ND.dtype)
     for label in range(len(class_CD)):
-        covariance_DD = torch.cov(neighbour_CkD[label].T)
-        precision_DD += ridge_precision(covariance_DD, k - 1) / len(class_CD)
+        centred_kD = neighbour_CkD[label] - class_CD[label]
+        scatter_DD = centred_kD.T @ centred_kD
+        precision_DD += ridge_precision(scatter_DD / (k - 1), k - 1) / len(class_CD)
     return mean_CD, *discriminant(mean_CD, precision_DD)
 
 

@@ -19,7 +19,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from scipy.special import entr
 from torch import Tensor
 
 REACT_QUANTILE = 0.99
@@ -60,12 +62,14 @@ def mcm(similarity_nC: Tensor, temperature: float = 1.0) -> Tensor:
 
 def negative_entropy(similarity_nC: Tensor, temperature: float = 1.0) -> Tensor:
     """Return minus the entropy of softmax(s / T), in nats."""
-    return -torch.special.entr((similarity_nC / temperature).softmax(dim=1)).sum(dim=1)
+    p_nC = (similarity_nC / temperature).softmax(dim=1).numpy()
+    return -torch.from_numpy(entr(p_nC / p_nC.sum(axis=1, keepdims=True)).sum(axis=1))
 
 
 def variance(similarity_nC: Tensor, temperature: float = 1.0) -> Tensor:
     """Return the population variance of softmax(s / T) over classes."""
-    return (similarity_nC / temperature).softmax(dim=1).var(dim=1, correction=0)
+    p_nC = (similarity_nC / temperature).softmax(dim=1).numpy()
+    return torch.from_numpy(np.var(p_nC, axis=1))
 
 
 def react_clip(train_ND: Tensor, quantile: float = REACT_QUANTILE) -> float:
