@@ -45,7 +45,7 @@ def adapter_logits(
 ) -> Tensor:
     """Return logits [n, C] of features that are not normalized against class vectors."""
     mixed_nD = adapted(image_nD, down_RD, up_DR, ratio)
-    return scale * similarity.scores(similarity.normalize(mixed_nD), class_CD)
+    return scale * similarity.scores(similarity.embed_image(mixed_nD), class_CD)
 
 
 class ClipAdapter:

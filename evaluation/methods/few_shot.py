@@ -96,6 +96,6 @@ def labelled(
     aux_nA: Tensor | None = None,
 ) -> Labelled:
     """Return images with their zero-shot logits."""
-    image_nD = similarity.normalize(raw_nD)
+    image_nD = similarity.embed_image(raw_nD)
     logit_nC = scale * similarity.scores(image_nD, class_CD)
     return Labelled(raw_nD, image_nD, label_n, logit_nC, aux_nA)

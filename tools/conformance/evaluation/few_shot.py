@@ -15,7 +15,7 @@ from evaluation.methods import tip_adapter as tip
 from evaluation.methods.clip_adapter import adapter_logits
 from evaluation.methods.few_shot import accuracy, correct, one_hot
 from evaluation.methods.sampler import IntArray, base_and_new, sample
-from pretrain.model.similarity import Cosine
+from pretrain.model.geometries import Cosine
 from tools.conformance.evaluation.golden import (
     EXACT,
     LOOSE_RTOL,
@@ -131,7 +131,7 @@ def clip_adapter(golden: Golden) -> Iterator[Row]:
     cosine = Cosine()
     ours = adapter_logits(
         golden.tensor("image_features"),
-        cosine.normalize(golden.tensor("text_features")),
+        cosine.embed(golden.tensor("text_features")),
         golden.tensor("w1"),
         golden.tensor("w2"),
         ratio=golden.number("ratio"),

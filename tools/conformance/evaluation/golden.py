@@ -14,7 +14,7 @@ from torch import Tensor
 
 from configs.errors import DataError
 from evaluation.methods.few_shot import FewShotTask, Labelled, labelled
-from pretrain.model.similarity import Cosine
+from pretrain.model.geometries import Cosine
 
 SCORE_RTOL = 2e-4  # logits and scores (the goldens' README)
 LOOSE_RTOL = 2e-3  # what goes through a float32 pinv: GDA, Mahalanobis

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from evaluation.methods import ood_metrics as metrics
 from evaluation.methods import ood_scores as scores
-from pretrain.model.similarity import Cosine
+from pretrain.model.geometries import Cosine
 from tools.conformance.evaluation.golden import EXACT, LOOSE_RTOL, SCORE_RTOL, Golden
 from tools.conformance.table import Row, compare
 
@@ -109,9 +109,9 @@ def mcm(golden: Golden) -> Iterator[Row]:
     cosine = Cosine()
     # In float32, as published: the metrics below rank scores of which some tie there. The suite
     # itself takes float64.
-    text_CD = cosine.normalize(golden.tensor("text"))
+    text_CD = cosine.embed(golden.tensor("text"))
     similarity = {
-        which: cosine.scores(cosine.normalize(golden.tensor(f"{which}_x")), text_CD)
+        which: cosine.scores(cosine.embed(golden.tensor(f"{which}_x")), text_CD)
         for which in ("id", "ood")
     }
     functions: dict[str, Callable[[Tensor, float], Tensor]] = {

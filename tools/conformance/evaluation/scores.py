@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -12,9 +13,11 @@ from evaluation.methods import selection as selection_method
 from evaluation.methods import wise_ft as wise_ft_method
 from evaluation.methods import zero_shot as zero_shot_method
 from evaluation.ranking import FeatureScores
-from pretrain.model.similarity import Cosine
+from torch import Tensor
+
+from pretrain.model.geometries import Cosine, Elliptic, Euclidean, Lorentz
 from tools.conformance.evaluation.golden import EXACT, SCALE, SCORE_RTOL, Golden
-from tools.conformance.table import Row, compare, not_built
+from tools.conformance.table import Row, compare
 
 
 def zero_shot(golden: Golden) -> Iterator[Row]:
@@ -23,7 +26,7 @@ def zero_shot(golden: Golden) -> Iterator[Row]:
     token_pD, image_nD = golden.tensor("token_embeddings"), golden.tensor("images")
     num_templates = int(golden.number("n_templates"))
     class_CD = cosine.class_vectors(token_pD.reshape(-1, num_templates, token_pD.shape[1]))
-    image_nD = cosine.normalize(image_nD)
+    image_nD = cosine.embed(image_nD)
     for key in ("classifier", "open_clip_classifier"):
         if key in golden:
             yield compare(golden.name, key, class_CD.T, golden[key], atol=1e-6, rtol=SCORE_RTOL)
@@ -48,8 +51,8 @@ def retrieval(golden: Golden) -> Iterator[Row]:
     """R@K of both directions."""
     cosine = Cosine()
     scores = FeatureScores(
-        cosine.normalize(golden.tensor("image_emb")),
-        cosine.normalize(golden.tensor("text_emb")),
+        cosine.embed(golden.tensor("image_emb")),
+        cosine.embed(golden.tensor("text_emb")),
         cosine,
     )
     image_of_text = golden["text_image_index"].astype(np.int64)
@@ -69,8 +72,8 @@ def retrieval(golden: Golden) -> Iterator[Row]:
 def selection(golden: Golden) -> Iterator[Row]:
     """Text, image and joint accuracy of instances."""
     cosine = Cosine()
-    image_kaD = cosine.normalize(golden.tensor("image_emb"))
-    text_kbD = cosine.normalize(golden.tensor("text_emb"))
+    image_kaD = cosine.embed(golden.tensor("image_emb"))
+    text_kbD = cosine.embed(golden.tensor("text_emb"))
     found = selection_method.credits(selection_method.instance_scores(image_kaD, text_kbD, cosine))
     for key, credit_k in zip(("text_acc", "image_acc", "acc"), found, strict=True):
         if key in golden:
@@ -81,7 +84,7 @@ def clipscore(golden: Golden) -> Iterator[Row]:
     """CLIPScore, RefCLIPScore and their reference-only part."""
     cosine = Cosine()
     image_nD, candidate_nD, reference_mD = (
-        cosine.normalize(golden.tensor(f"{what}_features"))
+        cosine.embed(golden.tensor(f"{what}_features"))
         for what in ("image", "candidate", "reference")
     )
     weight = golden.number("w", clipscore_method.WEIGHT)
@@ -103,8 +106,8 @@ def align_uniform(golden: Golden) -> Iterator[Row]:
         "align": geometry.squared_lengths(x_nD, y_nD).mean(),
         "uniform_x": geometry.uniformity(x_nD),
         "uniform_y": geometry.uniformity(y_nD),
-        "modality_gap": geometry.gap(cosine.normalize(x_nD), cosine.normalize(y_nD)),
-        "modality_gap_vec": geometry.gap_vector(cosine.normalize(x_nD), cosine.normalize(y_nD)),
+        "modality_gap": geometry.gap(cosine.embed(x_nD), cosine.embed(y_nD)),
+        "modality_gap_vec": geometry.gap_vector(cosine.embed(x_nD), cosine.embed(y_nD)),
     }
     for key, value in ours.items():
         if key in golden:
@@ -138,5 +141,36 @@ def wise_ft(golden: Golden) -> Iterator[Row]:
 
 
 def euclip_geometry(golden: Golden) -> Iterator[Row]:
-    """Scores of the similarity objects in other geometries."""
-    yield not_built(golden.name, "Lorentz and Euclidean similarity")
+    """Scores and cones of the similarity objects; x are texts, y images.
+
+    For the hyperboloid they are tower outputs, which the exponential map lifts; for the plane they
+    are points as they stand.
+    """
+    x_nD, y_nD = golden.tensor("x").double(), golden.tensor("y").double()
+    cosine = Cosine()
+    unit = cosine.embed(x_nD), cosine.embed(y_nD)
+    ours: dict[str, Tensor] = {
+        "cosine": cosine.scores(*unit),
+        "elliptic": Elliptic().scores(*unit),
+        "euclidean": Euclidean("distance").scores(x_nD, y_nD),
+        "euclidean_squared": Euclidean("squared").scores(x_nD, y_nD),
+    }
+    kinds = {"distance": "distance", "squared": "squared", "inner": "inner"}
+    for key in golden.arrays:
+        found = re.fullmatch(r"lorentzian_(distance|squared|inner)_c([\d.]+)", key)
+        if found:
+            space = Lorentz(kinds[found[1]], float(found[2]), 1.0, 1.0, False).double()
+            ours[key] = space.scores(space.embed_text(x_nD), space.embed_image(y_nD))
+        found = re.fullmatch(r"(hyperbolic|euclidean)_entailment(?:_c([\d.]+))?_K([\d.]+)", key)
+        if found:
+            lorentz = Lorentz("distance", float(found[2] or 1), 1.0, 1.0, False).double()
+            cones = lorentz if found[1] == "hyperbolic" else Euclidean("distance")
+            text, image = x_nD, y_nD
+            if cones is lorentz:
+                text, image = cones.embed_text(x_nD), cones.embed_image(y_nD)
+            beyond = cones.exterior_angle(text, image) - cones.half_aperture(text, float(found[3]))
+            # With K = 0 the file holds the mean over pairs
+            ours[key] = beyond.clamp(min=0) if golden[key].ndim else beyond.mean()
+    for key, value in ours.items():
+        if key in golden:
+            yield compare(golden.name, key, value, golden[key], atol=1e-5, rtol=SCORE_RTOL)
