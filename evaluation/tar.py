@@ -12,6 +12,7 @@ import os
 import tarfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from configs.errors import DataError
@@ -166,6 +167,12 @@ def digest_files(paths: Iterable[Path], root: Path) -> str:
 
 
 def file_sha256(path: Path) -> str:
-    """Return the sha256 (hex) of a file."""
+    """Return the sha256 (hex) of a file; read once a run, unless its size or time changes."""
+    status = path.stat()
+    return _sha256(str(path.resolve()), status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=1 << 16)
+def _sha256(path: str, num_bytes: int, mtime_ns: int) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
