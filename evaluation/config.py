@@ -11,11 +11,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from configs.registry import Config, Tagged, Variant
-from evaluation.methods.registry import methods
+from evaluation.methods.catalogue import methods
+from evaluation.task import Sha256, Task
 
-Task = Literal["zero_shot", "retrieval", "selection"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 MethodSection = Annotated[Variant, Tagged(methods)]
 
 

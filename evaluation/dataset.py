@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from configs.errors import DataError
-from evaluation.config import Task
 from evaluation.tar import Span
+from evaluation.task import Task
 
 IntArray = npt.NDArray[np.int64]
 PLACEHOLDER = "{c}"
@@ -133,9 +133,7 @@ class EvaluationDataset:
     def part(self, split: str) -> Part:
         """Return a split. Raises DataError where the dataset does not have it."""
         if split not in self.sources:
-            raise DataError(
-                f"{self.name} has no {split} split; it has {', '.join(self.sources)}."
-            )
+            raise DataError(f"{self.name} has no {split} split; it has {', '.join(self.sources)}.")
         if split not in self.parts:
             self.parts[split] = self.sources[split](split)
         return self.parts[split]

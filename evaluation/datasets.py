@@ -21,7 +21,9 @@ class Absent:
     reason: str
 
 
-def load_dataset(config: DatasetConfig, place: str | None = None, cache: Path = Path()) -> EvaluationDataset:
+def load_dataset(
+    config: DatasetConfig, place: str | None = None, cache: Path = Path()
+) -> EvaluationDataset:
     """List a dataset: splits, labels or captions, prompts.
 
     Raises DataError where it is not there or not what its form asks for.

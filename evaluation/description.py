@@ -37,10 +37,10 @@ from configs.errors import DataError
 from configs.load import validate
 from configs.registry import Config
 from evaluation import remote
-from evaluation.config import Sha256, Task
 from evaluation.dataset import EvaluationDataset, Groups, ImageSample, IntArray, Part, Prompts
 from evaluation.layout import check_templates, lines, number, read_templates
 from evaluation.tar import Span, TarSample, file_sha256, scan_tar
+from evaluation.task import Sha256, Task
 
 _PURPOSE = "evaluation/split"
 _MAX_TABLE_BYTES = 1 << 30
@@ -165,8 +165,10 @@ def load_description(path: Path, name: str, cache: Path, task: Task | None) -> E
     splits = tuple(config.splits) or SPLITS
     if not config.splits and config.split is None:
         splits = ("test",)
-    sources: dict[str, Callable[[str], Part]] = {split: reader.part for split in splits}
-    return EvaluationDataset(name, config.task, classes, prompts, sources, {"test": reader.part("test")})
+    sources: dict[str, Callable[[str], Part]] = dict.fromkeys(splits, reader.part)
+    return EvaluationDataset(
+        name, config.task, classes, prompts, sources, {"test": reader.part("test")}
+    )
 
 
 class _Reader:

@@ -54,7 +54,7 @@ WEIGHTS_FILES = (
     "model.pth",
 )
 HUB, LOCAL = "hf-hub:", "local-dir:"
-EMA_FOLDER = "model-ema"  # beside `model` in a checkpoint
+EMA_FOLDER = "model_ema"  # beside `model` in a checkpoint
 Weights = Literal["raw", "ema"]
 
 

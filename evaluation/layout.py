@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 
 from configs.errors import DataError
-from evaluation.config import Task
 from evaluation.dataset import (
     PLACEHOLDER,
     EvaluationDataset,
@@ -25,6 +24,7 @@ from evaluation.dataset import (
     Prompts,
 )
 from evaluation.tar import IMAGE_EXTENSIONS, TarSample, digest_files, scan_tar
+from evaluation.task import Task
 
 MAX_TARS = 100_000
 _MAX_DIGITS = 9
@@ -48,7 +48,12 @@ def load_folder(folder: Path, name: str, task: Task | None) -> EvaluationDataset
 
     splits = [split for split in ("train", "val") if (folder / split / "nshards.txt").is_file()]
     return EvaluationDataset(
-        name, task, class_names, prompts, {s: part for s in ("test", *splits)}, {"test": part("test")}
+        name,
+        task,
+        class_names,
+        prompts,
+        dict.fromkeys(("test", *splits), part),
+        {"test": part("test")},
     )
 
 

@@ -40,8 +40,10 @@ def exists(url: str) -> bool:
         system, path = fsspec.core.url_to_fs(url)
         return bool(system.exists(path))
     except (OSError, ImportError, ValueError) as error:
-        raise DataError(f"{url} cannot be asked for: {error}. Check the address, the network and "
-                        "that fsspec has the package for this kind of storage.") from None
+        raise DataError(
+            f"{url} cannot be asked for: {error}. Check the address, the network and "
+            "that fsspec has the package for this kind of storage."
+        ) from None
 
 
 def fetch_folder(url: str, cache: Path) -> Path:
@@ -78,11 +80,14 @@ def _fetch(url: str, path: Path, *, required: bool = True) -> bool:
             shutil.copyfileobj(source, target, 1 << 20)
     except FileNotFoundError:
         if required:
-            raise DataError(f"{url} is not there; expected a dataset in the CLIP_benchmark layout.") from None
+            raise DataError(
+                f"{url} is not there; expected a dataset in the CLIP_benchmark layout."
+            ) from None
         return False
     except (OSError, ImportError, ValueError) as error:
-        raise DataError(f"{url} cannot be fetched: {error}. What is fetched is kept; run the same "
-                        "line again.") from None
+        raise DataError(
+            f"{url} cannot be fetched: {error}. What is fetched is kept; run the same line again."
+        ) from None
     return True
 
 

@@ -15,8 +15,7 @@ Legend: b rows, C classes, A auxiliary width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -26,16 +25,12 @@ from evaluation.methods.few_shot import (
     FewShotTask,
     Fitted,
     Labelled,
-    Learner,
     accuracy,
     correct,
-    learners,
 )
+from evaluation.methods.registry import Uncertainty
 from evaluation.methods.training import train
 
-Uncertainty = Literal[
-    "moment", "none", "entropy", "energy", "max", "max-min", "top5", "var"
-]
 PUBLISHED_KAPPA = 250.0
 ALPHAS = (0.5, 0.1, 0.2, 1.0, 2.0, 4.0)  # the published one first: it wins ties
 _ENERGY_TEMPERATURE = 2.0
@@ -152,7 +147,7 @@ class AmuTuning:
         return heads, steps
 
     def _fitted(self, head_CA: Tensor, alpha: float, epoch: int) -> Fitted:
-        fusion = Fusion(alpha, *list(vars(self.fusion).values())[1:])
+        fusion = replace(self.fusion, alpha=alpha)
 
         def logits(part: Labelled) -> Tensor:
             return branches(part.logit_nC, _aux(part), head_CA, fusion)[0]
@@ -166,10 +161,17 @@ class AmuTuning:
         return max(choices, key=lambda fitted: accuracy(fitted.logits(validation), validation))
 
     def fit_published(self, task: FewShotTask, validation: Labelled, test: Labelled) -> Fitted:
-        """Train; take the epoch that is best on test, as the authors' code does."""
-        heads, _ = self.learned_heads(task, task.seed)
+        """Train; take the epoch that is best on test, with kappa_0 = 250, as the authors' code does."""
+        kappa = PUBLISHED_KAPPA if self.fusion.kappa is None else self.fusion.kappa
+        published = AmuTuning(
+            replace(self.fusion, kappa=kappa),
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+        )
+        heads, _ = published.learned_heads(task, task.seed)
         choices = [
-            self._fitted(head, self.fusion.alpha, epoch)
+            published._fitted(head, self.fusion.alpha, epoch)
             for epoch, head in enumerate(heads)
             if epoch or not self.epochs
         ]
@@ -183,22 +185,3 @@ def _aux(part: Labelled) -> Tensor:
             "method to a timm model, or to a folder of features files."
         )
     return part.aux_nA
-
-
-@learners.register("amu_tuning")
-def amu_tuning(
-    *,
-    alpha: float = 0.5,
-    weight: float = 0.35,
-    uncertainty_type: Uncertainty = "moment",
-    power: float = 0.4,
-    kappa: float | None = None,
-    epochs: int = 50,
-    batch_size: int = 8,
-    learning_rate: float = 1e-3,
-) -> Learner:
-    """AMU-Tuning (arXiv:2404.08958); `kappa` None is C / 4 (250, as published, at C = 1000)."""
-    fusion = Fusion(alpha, weight, uncertainty_type, power, kappa)
-    return AmuTuning(
-        fusion, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate
-    )

@@ -11,10 +11,18 @@ Legend: n images, C classes, B bins.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
+
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from evaluation.dataset import EvaluationDataset
+from evaluation.methods.registry import Outcome
+from evaluation.statistics import AnyMetric, Metric, Statistic
+from evaluation.subject import Subject, has_labels
 
 NUM_BINS = 15
 FloatArray = npt.NDArray[np.float64]
@@ -90,3 +98,58 @@ def fit_temperature(logit_nC: Tensor, label_n: Tensor, *, max_iterations: int = 
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
     return float(log_t.detach().clamp(-9.0, 9.0).exp())
+
+
+class Calibration:
+    """Calibration of zero-shot probabilities as the suite runs it."""
+
+    name = "calibration"
+
+    def __init__(self, num_bins: int) -> None:
+        self.num_bins = num_bins
+
+    def lacks(self, dataset: EvaluationDataset) -> str | None:
+        """It needs labels."""
+        return has_labels(dataset)
+
+    def run(self, subject: Subject) -> Iterator[Outcome]:
+        """Return the errors as they are and, where there is a val or train split, calibrated."""
+        label_n = subject.split().label_n
+        scale = f"logit scale {subject.scale:.6g}"
+        metrics = self._metrics(subject.test_logits, label_n, "", scale)
+        chosen: dict[str, float | str] = {"logit_scale": round(subject.scale, 6)}
+        fitted_on = next((s for s in ("val", "train") if s in subject.dataset.splits), None)
+        if fitted_on is not None:
+            held = subject.labelled(fitted_on)
+            temperature = fit_temperature(held.logit_nC, held.label_n)
+            chosen |= {"temperature": round(temperature, 6), "fitted_on": fitted_on}
+            said = f"after a temperature fitted on {fitted_on}"
+            metrics += self._metrics(subject.test_logits / temperature, label_n, "_tempered", said)
+        yield Outcome(metrics, self.name, chosen=chosen, shown=self._shown(subject, label_n))
+
+    def _metrics(
+        self, logit_nC: Tensor, label_n: Tensor, suffix: str, said: str
+    ) -> list[AnyMetric]:
+        confidence_n, correct_n = confidences(logit_nC, label_n)
+        found: list[AnyMetric] = []
+        for name, bins in (("ece", equal_width_bins), ("adaptive_ece", equal_mass_bins)):
+            bin_n = bins(confidence_n, self.num_bins)
+            kind = "equal width" if name == "ece" else "equal mass"
+            definition = f"expected calibration error, {self.num_bins} bins of {kind}; {said}"
+            function = partial(calibration_error, confidence_n, correct_n, bin_n)
+            found.append(Statistic(name + suffix, definition, None, len(label_n), function))
+        definition = f"mean squared error of probabilities, in [0, 2]; {said}"
+        found.append(Metric("brier" + suffix, definition, None, brier(logit_nC, label_n)))
+        definition = f"mean negative log likelihood, nats; {said}"
+        found.append(Metric("nll" + suffix, definition, None, nll(logit_nC, label_n)))
+        return found
+
+    def _shown(self, subject: Subject, label_n: Tensor) -> dict[str, object]:
+        confidence_n, correct_n = confidences(subject.test_logits, label_n)
+        bin_n = equal_width_bins(confidence_n, self.num_bins)
+        rows = [
+            [float(confidence_n[own].mean()), float(correct_n[own].mean()), int(own.sum())]
+            for own in (bin_n == b for b in range(self.num_bins))
+            if own.any()
+        ]
+        return {"reliability": rows}

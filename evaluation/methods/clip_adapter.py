@@ -16,9 +16,7 @@ from evaluation.methods.few_shot import (
     FewShotTask,
     Fitted,
     Labelled,
-    Learner,
     accuracy,
-    learners,
 )
 from evaluation.methods.training import train
 from pretrain.model.similarity import Similarity
@@ -70,21 +68,35 @@ class ClipAdapter:
 
         def loss(index_b: Tensor) -> Tensor:
             logits = adapter_logits(
-                raw_nD[index_b], task.class_CD, down_RD, up_DR, ratio=PUBLISHED_RATIO,
-                scale=task.scale, similarity=task.similarity,
+                raw_nD[index_b],
+                task.class_CD,
+                down_RD,
+                up_DR,
+                ratio=PUBLISHED_RATIO,
+                scale=task.scale,
+                similarity=task.similarity,
             )
             return torch.nn.functional.cross_entropy(logits, label_n[index_b])
 
         train(
-            weights, loss, num_rows=len(label_n), epochs=self.epochs, batch_size=self.batch_size,
-            learning_rate=self.learning_rate, seed=task.seed,
+            weights,
+            loss,
+            num_rows=len(label_n),
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            seed=task.seed,
         )
         return down_RD.detach(), up_DR.detach()
 
     def _fitted(self, task: FewShotTask, weights: tuple[Tensor, Tensor], ratio: float) -> Fitted:
         def logits(labelled: Labelled) -> Tensor:
             return adapter_logits(
-                labelled.raw_nD, task.class_CD, *weights, ratio=ratio, scale=task.scale,
+                labelled.raw_nD,
+                task.class_CD,
+                *weights,
+                ratio=ratio,
+                scale=task.scale,
                 similarity=task.similarity,
             )
 
@@ -99,11 +111,3 @@ class ClipAdapter:
     def fit_published(self, task: FewShotTask, validation: Labelled, test: Labelled) -> Fitted:
         """Train; the ratio is the published one, so that nothing is chosen."""
         return self._fitted(task, self._learn(task), PUBLISHED_RATIO)
-
-
-@learners.register("clip_adapter")
-def clip_adapter(
-    *, epochs: int = 50, learning_rate: float = 1e-3, batch_size: int = 32
-) -> Learner:
-    """CLIP-Adapter (arXiv:2110.04544)."""
-    return ClipAdapter(epochs=epochs, learning_rate=learning_rate, batch_size=batch_size)

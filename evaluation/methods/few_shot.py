@@ -11,12 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from configs.registry import Registry
 from pretrain.model.similarity import Similarity
 
 
@@ -53,23 +51,6 @@ class Fitted:
 
     logits: Callable[[Labelled], Tensor]
     chosen: dict[str, float]
-
-
-class Learner(Protocol):
-    """A few-shot method on cached features."""
-
-    name: str
-
-    def fit(self, task: FewShotTask, validation: Labelled) -> Fitted:
-        """Learn from the shots; choose on validation only."""
-        ...
-
-    def fit_published(self, task: FewShotTask, validation: Labelled, test: Labelled) -> Fitted:
-        """Follow the authors' protocol, which may choose on test labels."""
-        ...
-
-
-learners: Registry[Learner] = Registry("few-shot method")
 
 
 def correct(logit_nC: Tensor, label_n: Tensor) -> float:

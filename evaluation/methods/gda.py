@@ -24,8 +24,6 @@ from evaluation.methods.few_shot import (
     FewShotTask,
     Fitted,
     Labelled,
-    Learner,
-    learners,
 )
 from pretrain.model.similarity import Similarity
 
@@ -148,12 +146,6 @@ class Gda:
     def fit_published(self, task: FewShotTask, validation: Labelled, test: Labelled) -> Fitted:
         """Fit; the driver hands the whole validation split, as the authors' code takes it."""
         return self.fit(task, validation)
-
-
-@learners.register("gda")
-def gda() -> Learner:
-    """Gaussian discriminant analysis, training-free (arXiv:2402.04087)."""
-    return Gda()
 
 
 def only_classes(part: Labelled, classes: Sequence[int]) -> Labelled:

@@ -13,8 +13,17 @@ Legend: n images or pairs, m texts, D embedding width.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import numpy as np
 import torch
 from torch import Tensor
+
+from evaluation.dataset import EvaluationDataset
+from evaluation.methods.linear_probe import fit
+from evaluation.methods.registry import Outcome
+from evaluation.statistics import AnyMetric, Metric, number
+from evaluation.subject import Subject, held_out
 
 MAX_ROWS = 5000  # for what compares all pairs
 
@@ -52,3 +61,57 @@ def effective_rank(x_nD: Tensor) -> float:
     values = torch.linalg.svdvals(x_nD - x_nD.mean(dim=0))
     share = values / values.sum().clamp(min=torch.finfo(values.dtype).tiny)
     return float(torch.special.entr(share).sum().exp())
+
+
+def separability(image_nD: Tensor, text_mD: Tensor, seed: int) -> float:
+    """Return how well a linear classifier tells images from texts, on rows it was not fitted to."""
+    feature = torch.cat([image_nD, text_mD])
+    label_n = torch.cat([torch.zeros(len(image_nD)), torch.ones(len(text_mD))]).long()
+    fitted, out = held_out(label_n, 0.5, seed)
+    if len(label_n[fitted].unique()) < 2 or not len(out):
+        return float("nan")
+    model = fit(feature[fitted].numpy(), label_n[fitted].numpy(), 1.0)
+    return float(model.score(feature[out].numpy(), label_n[out].numpy()))
+
+
+class GeometryReport:
+    """The geometry of test images against their captions, or their class vectors."""
+
+    name = "geometry"
+
+    def lacks(self, dataset: EvaluationDataset) -> str | None:
+        """It needs two images."""
+        return None if len(dataset.test.samples) > 1 else "two images"
+
+    def run(self, subject: Subject) -> Iterator[Outcome]:
+        """Return the report; of a large set, an even selection of MAX_ROWS images."""
+        test = subject.split()
+        image_nD = subject.similarity.embed_image(test.raw_nD)
+        if subject.dataset.prompts is not None:
+            text_mD, own = subject.class_CD, test.part.labels()
+        else:
+            text_mD = subject.caption_features(test.part)
+            own = np.unique(test.part.image_of_caption_m, return_index=True)[1]
+        n = len(image_nD)
+        at = torch.linspace(0, n - 1, min(n, MAX_ROWS)).long().unique()
+        image_nD, pair_nD = image_nD[at], text_mD[torch.from_numpy(own)[at]]
+        text_mD = text_mD[:MAX_ROWS]
+        lengths = squared_lengths(image_nD, pair_nD).double().numpy()
+        found: list[AnyMetric] = [
+            Metric("alignment", "mean |x - y|^2 of images and their texts", None, lengths)
+        ]
+
+        def add(name: str, definition: str, value: float) -> None:
+            found.append(number(name, definition, value, len(image_nD)))
+
+        add("modality_gap", "|mean image - mean text|", gap(image_nD, text_mD))
+        for kind, feature in (("image", image_nD), ("text", text_mD)):
+            if len(feature) < 2:
+                continue
+            add(f"uniformity_{kind}", "log mean exp(-2 |x_i - x_j|^2)", uniformity(feature))
+            add(f"cone_{kind}", "mean cosine of two of them", mean_cosine(feature))
+            add(f"effective_rank_{kind}", "exp entropy of singular values", effective_rank(feature))
+        value = separability(image_nD, text_mD, subject.seed)
+        if not np.isnan(value):
+            add("separability", "linear classifier of image against text, held-out half", value)
+        yield Outcome(found, self.name)

@@ -14,17 +14,21 @@ Legend: n images, C classes, D embedding width.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
+from evaluation.dataset import EvaluationDataset
+from evaluation.methods.registry import CSearch, Outcome
+from evaluation.methods.zero_shot import MatrixScores, accuracies
+from evaluation.subject import Subject, held_out, needs
+
 FloatArray = npt.NDArray[np.floating]
 IntArray = npt.NDArray[np.int64]
-Search = Literal["openai", "coop"]
 MAX_ITERATIONS = 1000
 STEPS_A_DECADE = 8
 _LIMIT = 6 * STEPS_A_DECADE  # C from 1e-6 to 1e6
@@ -84,3 +88,48 @@ def search_coop(accuracy_at: Callable[[float], float]) -> tuple[float, dict[floa
 
 
 SEARCHES = {"openai": search_openai, "coop": search_coop}
+
+
+class LinearProbe:
+    """The linear probe as the suite runs it, on embedded image features."""
+
+    name = "linear_probe"
+
+    def __init__(self, search: CSearch, validation: float) -> None:
+        self.search = search
+        self.validation = validation
+
+    def lacks(self, dataset: EvaluationDataset) -> str | None:
+        """It needs labels and a train split."""
+        return needs(dataset, "train")
+
+    def run(self, subject: Subject) -> Iterator[Outcome]:
+        """Choose C on validation, fit, and return the accuracies on test."""
+
+        def split(name: str) -> tuple[FloatArray, IntArray]:
+            data = subject.split(name)
+            return subject.similarity.embed_image(data.raw_nD).numpy(), data.part.labels()
+
+        train_x, train_y = split("train")
+        if "val" in subject.dataset.splits:
+            val_x, val_y = split("val")
+        else:
+            fitted, out = held_out(torch.from_numpy(train_y), self.validation, subject.seed)
+            train_x, train_y, val_x, val_y = (
+                *(train_x[fitted], train_y[fitted]),
+                *(train_x[out], train_y[out]),
+            )
+        c, _ = SEARCHES[self.search](lambda c: float(fit(train_x, train_y, c).score(val_x, val_y)))
+        if self.search == "openai":
+            train_x, train_y = np.concatenate([train_x, val_x]), np.concatenate([train_y, val_y])
+        model = fit(train_x, train_y, c)
+        test_x, test_y = split("test")
+        score_nK = np.asarray(model.decision_function(test_x))
+        if score_nK.ndim == 1:  # two classes: one column
+            score_nK = np.stack([-score_nK, score_nK], axis=1)
+        num_classes = len(subject.dataset.class_names)
+        score_nC = np.full((len(test_x), num_classes), -np.inf)
+        score_nC[:, model.classes_] = score_nK
+        scores = MatrixScores(torch.from_numpy(score_nC))
+        metrics = accuracies(scores, test_y, num_classes)
+        yield Outcome(metrics, self.name, chosen={"c": c, "search": self.search})

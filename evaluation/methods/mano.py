@@ -10,12 +10,17 @@ The published code decides by the last of the first five batches; by default del
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from evaluation.dataset import EvaluationDataset
+from evaluation.methods.registry import Compat, Outcome
+from evaluation.statistics import number
+from evaluation.subject import Subject, has_labels
 
 FloatArray = npt.NDArray[np.float64]
 POWER = 4
@@ -32,7 +37,7 @@ def divergence(logit_nC: Tensor) -> float:
 def delta_of(batches: Sequence[Tensor], *, published: bool) -> float:
     """Return delta of all rows; as published, of the last of the first five batches."""
     if published:
-        return divergence(batches[: _NUM_FIRST][-1])
+        return divergence(batches[:_NUM_FIRST][-1])
     return divergence(torch.cat(list(batches)))
 
 
@@ -64,3 +69,29 @@ def agreement(score_k: FloatArray, accuracy_k: FloatArray) -> tuple[float, float
     r = np.corrcoef(score_k, accuracy_k)[0, 1]
     rho = np.corrcoef(rank(score_k), rank(accuracy_k))[0, 1]
     return float(r**2), float(rho)
+
+
+class Mano:
+    """MaNo of zero-shot logits as the suite runs it; the labels are not used."""
+
+    name = "mano"
+
+    def __init__(self, power: int, compat: Compat) -> None:
+        self.power = power
+        self.compat = compat
+
+    def lacks(self, dataset: EvaluationDataset) -> str | None:
+        """It needs classes."""
+        return has_labels(dataset)
+
+    def run(self, subject: Subject) -> Iterator[Outcome]:
+        """Return the score; whether it follows accuracy shows over several shifted sets."""
+        batches = subject.test_logits.split(BATCH_ROWS)
+        delta = delta_of(batches, published=self.compat == "published")
+        value = score(batches, delta, self.power)
+        said = "softmax" if delta > THRESHOLD else "second-order Taylor"
+        definition = (
+            f"MaNo, p = {self.power}, batches of {BATCH_ROWS}, by {said}; delta {delta:.4g}"
+        )
+        found = number("mano_score", definition, value, len(subject.test_logits))
+        yield Outcome([found], self.name, chosen={"delta": delta}, compat=self.compat)

@@ -9,7 +9,7 @@
     knn                      the k-th nearest train feature, unit length, squared (Sun 2022)
     mcm                      the highest softmax of similarity / temperature (Ming 2022)
 
-A CLIP model's head is its class vectors times the logit scale, with no bias. All is float64: MCM's
+A CLIP model's head is its similarity with the class vectors, whose origin is 0. All is float64: MCM's
 scores stand within 1e-4 of 1/C, where float32 would tie.
 
 Legend: n images, N train images, C classes, D feature width.
@@ -18,6 +18,7 @@ Legend: n images, N train images, C classes, D feature width.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -28,12 +29,28 @@ REACT_QUANTILE = 0.99
 _CHUNK_ROWS = 2048
 
 
+class Logits(Protocol):
+    """What gives logits of features, and the feature at which no class is preferred."""
+
+    def logits(self, feature_nD: Tensor) -> Tensor:
+        """Return logits [n, C]."""
+        ...
+
+    def origin(self) -> Tensor:
+        """Return the point [D] that ViM measures from."""
+        ...
+
+
 @dataclass(frozen=True)
 class Head:
     """A linear classifier: logits = f W^T + b."""
 
     weight_CD: Tensor
     bias_C: Tensor
+
+    def origin(self) -> Tensor:
+        """Return -pinv(W) b."""
+        return -torch.linalg.pinv(self.weight_CD) @ self.bias_C
 
     def logits(self, feature_nD: Tensor) -> Tensor:
         """Return logits [n, C]."""
@@ -82,7 +99,7 @@ def react_clip(train_ND: Tensor, quantile: float = REACT_QUANTILE) -> float:
     return float(torch.lerp(value[low], value[high], place - low))
 
 
-def react(feature_nD: Tensor, head: Head, ceiling: float) -> Tensor:
+def react(feature_nD: Tensor, head: Logits, ceiling: float) -> Tensor:
     """Return the energy of features clipped at the ceiling."""
     return energy(head.logits(feature_nD.clamp(max=ceiling)))
 
@@ -109,9 +126,9 @@ class Vim:
         return energy(logit_nC) - self.alpha * self.residual(feature_nD)
 
 
-def fit_vim(train_ND: Tensor, head: Head, dimension: int | None = None) -> Vim:
+def fit_vim(train_ND: Tensor, head: Logits, dimension: int | None = None) -> Vim:
     """Fit ViM on train features; the residual space comes from eigh of the second moment."""
-    origin_D = -torch.linalg.pinv(head.weight_CD) @ head.bias_C
+    origin_D = head.origin()
     shifted_ND = train_ND - origin_D
     width = train_ND.shape[1]
     dimension = principal_dimension(width) if dimension is None else dimension

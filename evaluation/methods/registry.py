@@ -1,4 +1,4 @@
-"""The methods by name, and what one gives. Importing evaluation.methods.all registers them.
+"""The methods by name, and what one gives. catalogue.py registers them.
 
 A method is configured by its `name` and keywords; it says why it cannot run on a dataset, or runs on
 the features of one checkpoint on that dataset (subject.py) and gives metrics.
@@ -14,10 +14,14 @@ from configs.registry import Registry
 
 if TYPE_CHECKING:
     from evaluation.dataset import EvaluationDataset
+    from evaluation.methods.few_shot import FewShotTask, Fitted, Labelled
     from evaluation.statistics import AnyMetric
     from evaluation.subject import Subject
 
 Compat = Literal["none", "published"]
+Uncertainty = Literal["moment", "none", "entropy", "energy", "max", "max-min", "top5", "var"]
+CSearch = Literal["openai", "coop"]
+FprDefinition = Literal["vim", "knn_ood", "mcm", "clipn"]
 
 
 @dataclass(frozen=True)
@@ -48,4 +52,19 @@ class Method(Protocol):
         ...
 
 
+class Learner(Protocol):
+    """A few-shot method on cached features."""
+
+    name: str
+
+    def fit(self, task: FewShotTask, validation: Labelled) -> Fitted:
+        """Learn from the shots; choose on validation only."""
+        ...
+
+    def fit_published(self, task: FewShotTask, validation: Labelled, test: Labelled) -> Fitted:
+        """Follow the authors' protocol, which may choose on test labels."""
+        ...
+
+
 methods: Registry[Method] = Registry("method")
+learners: Registry[Learner] = Registry("few-shot method")

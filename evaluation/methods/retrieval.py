@@ -8,31 +8,20 @@ Legend: n images, m captions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from evaluation.dataset import RetrievalDataset
-from evaluation.features import Features
-from evaluation.ranking import FeatureScores, Scores, chance, hits, image_standing, text_standing
+from evaluation.dataset import EvaluationDataset
+from evaluation.methods.registry import Outcome
+from evaluation.ranking import Scores, chance, hits, image_standing, text_standing
 from evaluation.statistics import Metric
+from evaluation.subject import Subject
 
 IntArray = npt.NDArray[np.int64]
 CUTOFFS = (1, 5, 10)
 _TIES = "tied candidates share the credit"
-
-
-def feature_scores(features: Features) -> FeatureScores:
-    """Return the scores of images against captions."""
-    similarity = features.similarity
-    image_nD = similarity.embed_image(features.image_nD)
-    return FeatureScores(image_nD, similarity.embed_text(features.text_CD), similarity)
-
-
-def metrics(scores: Scores, dataset: RetrievalDataset) -> list[Metric]:
-    """Return t2i_recall@K and i2t_recall@K for K = 1, 5, 10."""
-    return recalls(scores, dataset.image_of_caption_m)
 
 
 def recalls(
@@ -57,3 +46,21 @@ def recalls(
         return Metric(f"i2t_recall@{k}", definition, expected, hits(image_place, k))
 
     return [*map(t2i, cutoffs), *map(i2t, cutoffs)]
+
+
+class Retrieval:
+    """Retrieval as the suite runs it."""
+
+    name = "retrieval"
+
+    def __init__(self, cutoffs: Sequence[int]) -> None:
+        self.cutoffs = cutoffs
+
+    def lacks(self, dataset: EvaluationDataset) -> str | None:
+        """It needs captions."""
+        return None if dataset.task == "retrieval" else "the task retrieval (captions)"
+
+    def run(self, subject: Subject) -> Iterator[Outcome]:
+        """Return the recalls and, for each cutoff, their mean over both directions."""
+        found = recalls(subject.scores(), subject.split().part.image_of_caption_m, self.cutoffs)
+        yield Outcome(found, self.name)

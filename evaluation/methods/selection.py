@@ -14,10 +14,16 @@ Legend: k instances, a images, b captions.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from evaluation.dataset import EvaluationDataset, IntArray, Part
+from evaluation.methods.registry import Outcome
+from evaluation.statistics import AnyMetric, Metric
+from evaluation.subject import Subject
 from pretrain.model.similarity import Similarity
 
 
@@ -52,3 +58,67 @@ def chance(num_images: int, num_captions: int) -> tuple[float, float, float | No
     # two by two: of the 4! orders of four scores, 4 have both diagonal ones on top of all others
     both = 4 / math.factorial(4) if num_images == num_captions == 2 else None
     return text, image, both
+
+
+def _instances(part: Part) -> dict[str, list[int]]:
+    """Return the positions of the images of each instance."""
+    found: dict[str, list[int]] = {}
+    for position, name in enumerate(part.instances):
+        found.setdefault(name, []).append(position)
+    return found
+
+
+class Selection:
+    """Image-caption selection as the suite runs it."""
+
+    name = "selection"
+
+    def lacks(self, dataset: EvaluationDataset) -> str | None:
+        """It needs instances."""
+        return None if dataset.task == "selection" else "the task selection (instances)"
+
+    def run(self, subject: Subject) -> Iterator[Outcome]:
+        """Return the accuracies, and the mean over categories where the dataset has groups."""
+        test = subject.split()
+        part, similarity = test.part, subject.similarity
+        image_nD = similarity.embed_image(test.raw_nD)
+        found: list[tuple[float, float, float]] = []
+        shapes: list[tuple[int, int]] = []
+        instances = _instances(part)
+        texts = [
+            [part.captions[i] for i in own] + [t for i in own for t in part.distractors[i]]
+            for own in instances.values()
+        ]
+        flat = [text for own in texts for text in own]
+        text_mD = similarity.embed_text(subject.features.texts(flat, subject.dataset.name))
+        split_mD = text_mD.split([len(own) for own in texts])
+        for own, text_bD in zip(instances.values(), split_mD, strict=True):
+            score = instance_scores(image_nD[own][None], text_bD[None], similarity)
+            text, image, both = credits(score)
+            found.append((float(text), float(image), float(both)))
+            shapes.append((len(own), len(text_bD)))
+        first = [own[0] for own in instances.values()]
+        groups = {name: g.index_n[first] for name, g in part.groups.items()}
+        yield Outcome(_metrics(np.asarray(found), shapes, groups), self.name)
+
+
+def _metrics(
+    credit_k3: np.ndarray, shapes: list[tuple[int, int]], groups: dict[str, IntArray]
+) -> list[AnyMetric]:
+    levels = [chance(*shape) for shape in shapes]
+    one_image = all(a == 1 for a, _ in shapes)
+    metrics: list[AnyMetric] = []
+    names = ("text_acc", "image_acc", "acc")
+    for column, name in enumerate(names):
+        if one_image and name != "text_acc":
+            continue  # one image is always the best image
+        known = [level[column] for level in levels]
+        mean = None if None in known else float(np.mean([k for k in known if k is not None]))
+        definition = f"{name} over instances; ties share the credit"
+        metrics.append(Metric(name, definition, mean, credit_k3[:, column]))
+        for group, index_k in groups.items():
+            definition = f"{name}, mean over the groups of {group}; ties share the credit"
+            metrics.append(
+                Metric(f"{name}_by_{group}", definition, None, credit_k3[:, column], index_k)
+            )
+    return metrics

@@ -13,10 +13,18 @@ Legend: n images, C classes, b resamples.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
+
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from evaluation.dataset import EvaluationDataset
+from evaluation.methods.registry import Outcome
+from evaluation.statistics import AnyMetric, Statistic, number
+from evaluation.subject import Subject, has_labels
 
 NORM_POWERS = (2.0, 1.0, 3.0, 4.0, 5.0, 6.0, 8.0)
 COVERAGES = tuple(round(0.05 * i, 2) for i in range(1, 21))
@@ -68,3 +76,53 @@ def excess_aurc(confidence_n: FloatArray, wrong_n: FloatArray) -> float:
 def choose_power(logit_nC: Tensor, wrong_n: FloatArray) -> float:
     """Return the p whose confidence has the lowest AURC (on validation)."""
     return min(NORM_POWERS, key=lambda p: aurc(normalized_confidence(logit_nC, p), wrong_n))
+
+
+class Selective:
+    """Selective classification of zero-shot predictions as the suite runs it."""
+
+    name = "selective"
+
+    def lacks(self, dataset: EvaluationDataset) -> str | None:
+        """It needs labels."""
+        return has_labels(dataset)
+
+    def run(self, subject: Subject) -> Iterator[Outcome]:
+        """Return AURC of the highest softmax and, with a val or train split, of normalized logits."""
+        logit_nC, label_n = subject.test_logits, subject.split().label_n
+        wrong_n = (logit_nC.argmax(dim=1) != label_n).double().numpy()
+        msp_n: FloatArray = logit_nC.double().softmax(dim=1).amax(dim=1).numpy()
+        metrics = self._metrics(msp_n, wrong_n, "", "confidence: the highest softmax")
+        curves = {"softmax": _curve(msp_n, wrong_n)}
+        chosen: dict[str, float | str] = {}
+        chosen_on = next((s for s in ("val", "train") if s in subject.dataset.splits), None)
+        if chosen_on is not None:
+            held = subject.labelled(chosen_on)
+            held_wrong_n = (held.logit_nC.argmax(dim=1) != held.label_n).double().numpy()
+            power = choose_power(held.logit_nC, held_wrong_n)
+            chosen = {"power": power, "chosen_on": chosen_on}
+            normalized_n = normalized_confidence(logit_nC, power)
+            said = f"confidence: the highest logit over the {power:g}-norm, chosen on {chosen_on}"
+            metrics += self._metrics(normalized_n, wrong_n, "_normalized", said)
+            curves["normalized logits"] = _curve(normalized_n, wrong_n)
+        yield Outcome(metrics, self.name, chosen=chosen, shown={"risk_coverage": curves})
+
+    def _metrics(
+        self, confidence_n: FloatArray, wrong_n: FloatArray, suffix: str, said: str
+    ) -> list[AnyMetric]:
+        area = partial(aurc_resampled, confidence_n, wrong_n)
+        area_text = f"area under risk over coverage; {said}"
+        excess = excess_aurc(confidence_n, wrong_n)
+        excess_text = f"AURC less that of a perfect order; {said}"
+        return [
+            Statistic("aurc" + suffix, area_text, None, len(wrong_n), area),
+            number("excess_aurc" + suffix, excess_text, excess, len(wrong_n)),
+        ]
+
+
+def _curve(confidence_n: FloatArray, wrong_n: FloatArray) -> list[tuple[float, float]]:
+    risk = risks(confidence_n, wrong_n)
+    places = [max(0, round(coverage * len(risk)) - 1) for coverage in COVERAGES]
+    return [
+        (coverage, float(risk[place])) for coverage, place in zip(COVERAGES, places, strict=True)
+    ]

@@ -12,7 +12,6 @@ Legend: q queries, N shots, C classes, D embedding width.
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,10 +19,8 @@ from evaluation.methods.few_shot import (
     FewShotTask,
     Fitted,
     Labelled,
-    Learner,
     accuracy,
     correct,
-    learners,
     one_hot,
 )
 from evaluation.methods.training import train
@@ -38,9 +35,7 @@ def self_scores(key_ND: Tensor, similarity: Similarity) -> Tensor:
     return torch.stack([similarity.scores(k[None], k[None])[0, 0] for k in key_ND])
 
 
-def shortfall(
-    query_qD: Tensor, key_ND: Tensor, similarity: Similarity, best_N: Tensor
-) -> Tensor:
+def shortfall(query_qD: Tensor, key_ND: Tensor, similarity: Similarity, best_N: Tensor) -> Tensor:
     """Return how far each query stays below a perfect match with each key [q, N]; cosine: 1 - qk"""
     return best_N - similarity.scores(query_qD, key_ND)
 
@@ -126,7 +121,9 @@ def learned_keys(
 class TipAdapter:
     """Tip-Adapter, or Tip-Adapter-F where `epochs` is not 0."""
 
-    def __init__(self, scale: tuple[float, float], *, epochs: int = 0, batch_size: int = 256) -> None:
+    def __init__(
+        self, scale: tuple[float, float], *, epochs: int = 0, batch_size: int = 256
+    ) -> None:
         self.name = "tip_adapter_f" if epochs else "tip_adapter"
         self.scale = scale
         self.epochs = epochs
@@ -146,9 +143,7 @@ class TipAdapter:
         best_N = self_scores(task.train.image_nD, task.similarity)
         short = shortfall(validation.image_nD, key_ND, task.similarity, best_N)
         label_NC = one_hot(task.train.label_n, task.num_classes)
-        chosen = search(
-            validation.logit_nC, short, label_NC, validation.label_n, scale=self.scale
-        )
+        chosen = search(validation.logit_nC, short, label_NC, validation.label_n, scale=self.scale)
         return self._fitted(task, key_ND, *chosen)
 
     def _keys(self, task: FewShotTask, judge: Labelled) -> Tensor:
@@ -179,20 +174,3 @@ class TipAdapter:
         started = self._fitted(task, keys, START_BETA, START_ALPHA)
         both = (started, searched)
         return max(both, key=lambda fitted: accuracy(fitted.logits(test), test))
-
-
-Scale = tuple[float, float]
-
-
-@learners.register("tip_adapter")
-def tip_adapter(*, search_scale: Scale = (7.0, 3.0)) -> Learner:
-    """Tip-Adapter, training-free (arXiv:2207.09519); `search_scale` bounds beta and alpha."""
-    return TipAdapter(search_scale)
-
-
-@learners.register("tip_adapter_f")
-def tip_adapter_f(
-    *, search_scale: Scale = (7.0, 3.0), epochs: int = 20, batch_size: int = 256
-) -> Learner:
-    """Tip-Adapter-F: trained keys (arXiv:2207.09519)."""
-    return TipAdapter(search_scale, epochs=epochs, batch_size=batch_size)

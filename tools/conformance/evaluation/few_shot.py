@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from evaluation.methods import amu, gda as gda_method, linear_probe as probe
+from evaluation.methods import amu
+from evaluation.methods import gda as gda_method
+from evaluation.methods import linear_probe as probe
 from evaluation.methods import tip_adapter as tip
 from evaluation.methods.clip_adapter import adapter_logits
 from evaluation.methods.few_shot import accuracy, correct, one_hot
@@ -107,14 +109,23 @@ def tip_adapter(golden: Golden) -> Iterator[Row]:
     scale = tuple(float(bound) for bound in golden["search_scale"])
     steps = tuple(int(step) for step in golden["search_step"])
     beta, alpha = tip.search(
-        validation.logit_nC, short(validation), label_NC, validation.label_n,
-        scale=scale, steps=steps,
+        validation.logit_nC,
+        short(validation),
+        label_NC,
+        validation.label_n,
+        scale=scale,
+        steps=steps,
     )
     yield compare(golden.name, "best_beta", beta, golden["best_beta"], atol=1e-9)
     yield compare(golden.name, "best_alpha", alpha, golden["best_alpha"], atol=1e-9)
     best = test.logit_nC + alpha * tip.cache_logits(short(test), label_NC, beta)
     yield compare(
-        golden.name, "test_logits_best", best, golden["test_logits_best"], atol=1e-4, rtol=SCORE_RTOL
+        golden.name,
+        "test_logits_best",
+        best,
+        golden["test_logits_best"],
+        atol=1e-4,
+        rtol=SCORE_RTOL,
     )
     accuracies = {
         "val_acc_zs": accuracy(validation.logit_nC, validation),
@@ -160,14 +171,19 @@ def amu_forward(golden: Golden) -> Iterator[Row]:
     """Head, branches, fusion, losses and accuracy with every uncertainty."""
     task, _, test = task_of(golden.inputs())
     head_CA = amu.initial_head(task.train.aux_nA, task.train.label_n, task.num_classes)
-    yield compare(golden.name, "init_weight", head_CA, golden["init_weight"], atol=1e-6, rtol=SCORE_RTOL)
+    yield compare(
+        golden.name, "init_weight", head_CA, golden["init_weight"], atol=1e-6, rtol=SCORE_RTOL
+    )
     clip = golden["clip_logits"]
     yield compare(golden.name, "clip_logits", test.logit_nC, clip, atol=1e-4, rtol=SCORE_RTOL)
     kinds = [key.removesuffix("_factor") for key in golden.arrays if key.endswith("_factor")]
     for kind in kinds:
         fusion = amu.Fusion(
-            golden.number("alpha"), golden.number("lambda_merge"), kind,  # type: ignore[arg-type]
-            golden.number("power"), amu.PUBLISHED_KAPPA,
+            golden.number("alpha"),
+            golden.number("lambda_merge"),
+            kind,  # type: ignore[arg-type]
+            golden.number("power"),
+            amu.PUBLISHED_KAPPA,
         )
         fused, aux = amu.branches(test.logit_nC, test.aux_nA, head_CA, fusion)
         total, merge, aux_loss = amu.losses(fused, aux, test.label_n, fusion.weight)

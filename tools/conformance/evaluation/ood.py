@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from evaluation.methods import ood_metrics as metrics
@@ -125,8 +124,7 @@ def mcm(golden: Golden) -> Iterator[Row]:
     for case in cases:
         name, temperature = case.rsplit("_T", 1)
         ours = {
-            which: functions[name](s, float(temperature)).numpy()
-            for which, s in similarity.items()
+            which: functions[name](s, float(temperature)).numpy() for which, s in similarity.items()
         }
         for which, values in ours.items():
             expected = golden[f"{case}__{which}"]
@@ -140,7 +138,6 @@ def mcm(golden: Golden) -> Iterator[Row]:
             "fpr95": metrics.fpr95_mcm(id_n, ood_m),
         }
         for what, value in found.items():
-            yield compare(golden.name, f"{case}__{what}", value, golden[f"{case}__{what}"], atol=EXACT)
-
-
-
+            yield compare(
+                golden.name, f"{case}__{what}", value, golden[f"{case}__{what}"], atol=EXACT
+            )

@@ -6,15 +6,15 @@ import re
 from collections.abc import Iterator
 
 import numpy as np
+from torch import Tensor
 
 from evaluation.methods import clipscore as clipscore_method
-from evaluation.methods import geometry, retrieval as retrieval_method
+from evaluation.methods import geometry
+from evaluation.methods import retrieval as retrieval_method
 from evaluation.methods import selection as selection_method
 from evaluation.methods import wise_ft as wise_ft_method
 from evaluation.methods import zero_shot as zero_shot_method
 from evaluation.ranking import FeatureScores
-from torch import Tensor
-
 from pretrain.model.geometries import Cosine, Elliptic, Euclidean, Lorentz
 from tools.conformance.evaluation.golden import EXACT, SCALE, SCORE_RTOL, Golden
 from tools.conformance.table import Row, compare
@@ -97,7 +97,9 @@ def clipscore(golden: Golden) -> Iterator[Row]:
     for key, ours in (("clipscore", score_n), ("ref_only", ref_n), ("refclipscore", both_n)):
         yield compare(golden.name, key, ours, golden[key], atol=1e-6, rtol=SCORE_RTOL)
         mean = golden[f"{key}_mean"]
-        yield compare(golden.name, f"{key}_mean", float(ours.mean()), mean, atol=1e-6, rtol=SCORE_RTOL)
+        yield compare(
+            golden.name, f"{key}_mean", float(ours.mean()), mean, atol=1e-6, rtol=SCORE_RTOL
+        )
 
 
 def align_uniform(golden: Golden) -> Iterator[Row]:
@@ -128,7 +130,9 @@ def wise_ft(golden: Golden) -> Iterator[Row]:
         }
 
     t0, t1, f0, f1 = (weights(prefix) for prefix in ("t0", "t1", "f0", "f1"))
-    alphas = sorted({key.split("_")[1] for key in golden.arrays if key.startswith(("plain_a", "fisher_a"))})
+    alphas = sorted(
+        {key.split("_")[1] for key in golden.arrays if key.startswith(("plain_a", "fisher_a"))}
+    )
     for text in alphas:
         alpha = float(text.removeprefix("a"))
         cases = {

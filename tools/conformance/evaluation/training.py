@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from evaluation.methods import amu, tip_adapter as tip
+from evaluation.methods import amu
+from evaluation.methods import tip_adapter as tip
 from evaluation.methods.few_shot import accuracy, one_hot
 from tools.conformance.evaluation.golden import LOSS_ATOL, Golden, task_of
 from tools.conformance.table import Row, compare
@@ -32,7 +33,9 @@ def tip_adapter_f(golden: Golden) -> Iterator[Row]:
     )
     yield compare(golden.name, "losses", losses, golden["losses"], atol=LOSS_ATOL)
     ours_acc = [_PERCENT * value for value in accuracies]
-    yield compare(golden.name, "test_acc_per_epoch", ours_acc, golden["test_acc_per_epoch"], atol=1e-4)
+    yield compare(
+        golden.name, "test_acc_per_epoch", ours_acc, golden["test_acc_per_epoch"], atol=1e-4
+    )
     expected = golden["adapter_weight_best"]
     yield compare(golden.name, "adapter_weight_best", key_ND, expected, atol=_WEIGHT_ATOL)
     label_NC = one_hot(task.train.label_n, task.num_classes)
@@ -46,7 +49,9 @@ def tip_adapter_f(golden: Golden) -> Iterator[Row]:
     short = tip.shortfall(test.image_nD, key_ND, task.similarity, best_N)
     logits = test.logit_nC + alpha * tip.cache_logits(short, label_NC, beta)
     expected = golden["test_logits_best"]
-    yield compare(golden.name, "test_logits_best", logits, expected, atol=_LOGIT_ATOL, rtol=_LOGIT_RTOL)
+    yield compare(
+        golden.name, "test_logits_best", logits, expected, atol=_LOGIT_ATOL, rtol=_LOGIT_RTOL
+    )
     ours = _PERCENT * accuracy(logits, test)
     yield compare(golden.name, "test_acc", ours, golden["test_acc"], atol=1e-4)
 
@@ -81,13 +86,17 @@ def amu_train(golden: Golden) -> Iterator[Row]:
         learning_rate=golden.number("lr"),
     )
     heads, steps = method.learned_heads(task, seed=None)
-    yield compare(golden.name, "losses", _columns(steps, golden["losses"]), golden["losses"], atol=LOSS_ATOL)
+    yield compare(
+        golden.name, "losses", _columns(steps, golden["losses"]), golden["losses"], atol=LOSS_ATOL
+    )
     fused = [amu.branches(test.logit_nC, test.aux_nA, head, fusion)[0] for head in heads[1:]]
     ours = [_PERCENT * accuracy(logits, test) for logits in fused]
     yield compare(golden.name, "test_acc", ours, golden["test_acc"], atol=1e-4)
     yield compare(golden.name, "final_weight", heads[-1], golden["final_weight"], atol=_WEIGHT_ATOL)
     expected = golden["test_logits"]
-    yield compare(golden.name, "test_logits", fused[-1], expected, atol=_LOGIT_ATOL, rtol=_LOGIT_RTOL)
+    yield compare(
+        golden.name, "test_logits", fused[-1], expected, atol=_LOGIT_ATOL, rtol=_LOGIT_RTOL
+    )
 
 
 def _columns(steps: list[tuple[float, float, float]], expected: object) -> object:
