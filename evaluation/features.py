@@ -183,6 +183,12 @@ class Features:
             entry = self._encoded(key, what, part, lambda: self.encoder)
         return self._checked(entry, name, part)
 
+    def images_together(self, name: str, split: str, part: Part) -> None:
+        """Encode a split with all ranks, where it is not in the cache of one of them."""
+        key = key_of({**self._model(), "kind": "images", **self._data(part)})
+        if self.world.any(self.cache.get(key) is None):
+            self._encoded(key, f"{name} ({split})", part, lambda: self.encoder)
+
     def auxiliary(
         self, identity: str, tower: Callable[[], ImageTower], name: str, split: str, part: Part
     ) -> Tensor:

@@ -41,6 +41,14 @@ class World:
         if failed:
             raise DataError(f"rank {failed[0][0]} stopped: {failed[0][1]}")
 
+    def any(self, flag: bool) -> bool:
+        """Return whether the flag is set on any rank."""
+        if self.size == 1:
+            return flag
+        flags = [False] * self.size
+        dist.all_gather_object(flags, flag)
+        return any(flags)
+
 
 @contextmanager
 def joined() -> Iterator[World]:

@@ -61,6 +61,7 @@ class ClipScore:
     """CLIPScore of each image's first caption, as the suite runs it; the others are references."""
 
     name = "clip_score"
+    splits = ("test",)
 
     def __init__(self, weight: float) -> None:
         self.weight = weight

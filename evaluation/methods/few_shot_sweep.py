@@ -103,6 +103,7 @@ class FewShotSweep:
     """The sweep as the suite runs it."""
 
     name = "few_shot"
+    splits = ("train", "val", "test")
 
     def __init__(
         self,

@@ -78,6 +78,7 @@ class GeometryReport:
     """The geometry of test images against their captions, or their class vectors."""
 
     name = "geometry"
+    splits = ("test",)
 
     def lacks(self, dataset: EvaluationDataset) -> str | None:
         """It needs two images."""

@@ -75,6 +75,7 @@ class Mano:
     """MaNo of zero-shot logits as the suite runs it; the labels are not used."""
 
     name = "mano"
+    splits = ("test",)
 
     def __init__(self, power: int, compat: Compat) -> None:
         self.power = power

@@ -98,6 +98,7 @@ class OutOfDistribution:
     """Every score against every OOD set."""
 
     name = "ood"
+    splits = ("train", "val", "test")
 
     def __init__(
         self, sets: Sequence[str], fpr95: FprDefinition, knn_k: int, temperature: float

@@ -42,6 +42,7 @@ class Method(Protocol):
     """A method of the suite."""
 
     name: str
+    splits: tuple[str, ...]  # that it reads, where the dataset has them
 
     def lacks(self, dataset: EvaluationDataset) -> str | None:
         """Say what the dataset lacks for this method; None where it can run."""

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from evaluation.dataset import EvaluationDataset
 from evaluation.methods.registry import Outcome
 from evaluation.ranking import Scores, chance, hits, image_standing, text_standing
-from evaluation.statistics import Metric
+from evaluation.statistics import Metric, number
 from evaluation.subject import Subject
 
 IntArray = npt.NDArray[np.int64]
@@ -52,6 +52,7 @@ class Retrieval:
     """Retrieval as the suite runs it."""
 
     name = "retrieval"
+    splits = ("test",)
 
     def __init__(self, cutoffs: Sequence[int]) -> None:
         self.cutoffs = cutoffs
@@ -63,4 +64,14 @@ class Retrieval:
     def run(self, subject: Subject) -> Iterator[Outcome]:
         """Return the recalls and, for each cutoff, their mean over both directions."""
         found = recalls(subject.scores(), subject.split().part.image_of_caption_m, self.cutoffs)
-        yield Outcome(found, self.name)
+        half = len(self.cutoffs)
+        means = [
+            number(
+                f"mean_recall@{k}",
+                f"mean of t2i and i2t R@{k}",
+                (t2i.value + i2t.value) / 2,
+                t2i.num_units + i2t.num_units,
+            )
+            for k, t2i, i2t in zip(self.cutoffs, found[:half], found[half:], strict=True)
+        ]
+        yield Outcome([*found, *means], self.name)

@@ -72,6 +72,7 @@ class Selection:
     """Image-caption selection as the suite runs it."""
 
     name = "selection"
+    splits = ("test",)
 
     def lacks(self, dataset: EvaluationDataset) -> str | None:
         """It needs instances."""

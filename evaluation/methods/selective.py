@@ -82,6 +82,7 @@ class Selective:
     """Selective classification of zero-shot predictions as the suite runs it."""
 
     name = "selective"
+    splits = ("train", "val", "test")
 
     def lacks(self, dataset: EvaluationDataset) -> str | None:
         """It needs labels."""

@@ -102,6 +102,7 @@ class ZeroShot:
     """Zero-shot classification as the suite runs it."""
 
     name = "zero_shot"
+    splits = ("test",)
 
     def __init__(self, combine: Literal["vectors", "scores"]) -> None:
         self.combine = combine
