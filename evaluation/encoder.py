@@ -101,9 +101,16 @@ class Encoder:
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         """Return text features [b, D] (float32, on the CPU, not normalized)."""
-        tokens = self.tokenizer(list(texts)).to(self.device)
+        return self.encode_tokens(self.tokens(texts))
+
+    def tokens(self, texts: Sequence[str]) -> Tensor:
+        """Return the token ids [b, L] of texts."""
+        return self.tokenizer(list(texts))
+
+    def encode_tokens(self, token_bL: Tensor) -> Tensor:
+        """Return text features [b, D] (float32, on the CPU, not normalized) of token ids."""
         with torch.no_grad(), self._autocast():
-            features_bD = self.model.encode_text(tokens)
+            features_bD = self.model.encode_text(token_bL.to(self.device))
         return self._checked(features_bD, "a text")
 
     @property

@@ -286,13 +286,17 @@ class Features:
     def _encoded_texts(self, key: str, unique: Sequence[str], what: str) -> Entry:
         started = time.monotonic()
         size = self.options.batch_size
+        token_mL = torch.cat(
+            [self.encoder.tokens(unique[i : i + size]) for i in range(0, len(unique), size)]
+        )
+        # Texts that the model cannot tell apart are encoded once too, and tie exactly.
+        distinct_uL, inverse_m = torch.unique(token_mL, dim=0, return_inverse=True)
         found = []
-        with progress(f"encode texts of {what}", total=len(unique), unit="texts") as bar:
-            for start in range(0, len(unique), size):
-                batch = unique[start : start + size]
-                found.append(self.encoder.encode_texts(batch))
+        with progress(f"encode texts of {what}", total=len(distinct_uL), unit="texts") as bar:
+            for batch in distinct_uL.split(size):
+                found.append(self.encoder.encode_tokens(batch))
                 bar.advance(len(batch))
-        feature_mD = torch.cat(found)
+        feature_mD = torch.cat(found)[inverse_m]
         meta = {"kind": "texts", "what": what}
         self._publish(key, feature_mD, meta)
         self.seconds_encoding += time.monotonic() - started

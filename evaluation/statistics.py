@@ -61,7 +61,8 @@ class Metric:
     def weighted(self, count_bn: FloatArray) -> FloatArray:
         """Return the metric for each row of counts."""
         if self.groups_n is None:
-            mean_b: FloatArray = count_bn @ self.values_n / count_bn.sum(axis=1)
+            # Not a matrix product, whose rounding depends on the number of rows
+            mean_b: FloatArray = (count_bn * self.values_n).sum(axis=1) / count_bn.sum(axis=1)
             return mean_b
         order, starts = self._by_group
         count_bn = count_bn[:, order]
@@ -104,9 +105,10 @@ class SeedMetric:
         Which seeds a row draws is a function of its counts, so that cutting the resamples into
         pieces changes nothing.
         """
-        share_bs = count_bn @ self.values_sn.T / count_bn.sum(axis=1, keepdims=True)
+        total_bs = np.stack([(count_bn * own).sum(axis=1) for own in self.values_sn], axis=1)
+        share_bs = total_bs / count_bn.sum(axis=1, keepdims=True)
         num_seeds = self.values_sn.shape[0]
-        word_b = (count_bn @ np.arange(1.0, self.num_units + 1)).astype(np.uint64)
+        word_b = (count_bn * np.arange(1.0, self.num_units + 1)).sum(axis=1).astype(np.uint64)
         pick_bs = draws.uniform(0, SEED_PURPOSE, word_b[:, None], np.arange(num_seeds)[None, :])
         chosen_bs = (pick_bs * num_seeds).astype(np.int64)
         value: FloatArray = np.take_along_axis(share_bs, chosen_bs, axis=1).mean(axis=1)

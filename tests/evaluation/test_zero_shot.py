@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from evaluation.ranking import FeatureScores
 from evaluation.statistics import Metric
-from evaluation.zero_shot import accuracies
+from evaluation.methods.zero_shot import accuracies
 from pretrain.model.geometries import Cosine
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "evaluation"
