@@ -68,7 +68,10 @@ def test_rows_say_everything_that_the_contract_names(
         assert (row.interval is None) == row.metric.startswith("mean_recall")
         if row.interval is not None:
             assert 0 <= row.interval[0] <= row.interval[1] <= 1
-        assert row.n == {"t2i": 24, "i2t": 12, "mea": 36}.get(row.metric[:3], 18) or row.method == "zero_shot"
+        assert (
+            row.n == {"t2i": 24, "i2t": 12, "mea": 36}.get(row.metric[:3], 18)
+            or row.method == "zero_shot"
+        )
         assert (row.prompt_digest is None) == (row.method == "retrieval")
     text = table(rows)
     assert text.startswith(f"{run_folder}\n")
