@@ -97,7 +97,7 @@ class PublishedRow:
 
 
 def read_published_table(path: Path) -> list[PublishedRow]:
-    """Read a table like open_clip's openclip_results.csv: name, pretrained, one column a dataset."""
+    """Read a table like open_clip's openclip_results.csv: name, pretrained, a column a dataset."""
     try:
         with open(path, encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
@@ -176,7 +176,8 @@ def lint(
         values = main_values(config, checkpoint, rows)
         for section in config.datasets:
             ours = values.get(section.label)
-            theirs = reference and reference.scores.get(section.title or section.label)
+            title = section.title or section.label
+            theirs = None if reference is None else reference.scores.get(title)
             note = _note(section, ours, theirs, tolerance)
             found.append(Lint(checkpoint, section.label, ours, theirs, note))
     return found

@@ -11,11 +11,11 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from configs.registry import Config, Tagged, Variant
-from evaluation.methods.catalogue import methods
+from evaluation.methods import catalogue
 from evaluation.task import Sha256, Task
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")]
-MethodSection = Annotated[Variant, Tagged(methods)]
+MethodSection = Annotated[Variant, Tagged(catalogue.methods)]
 
 
 class DatasetConfig(Config):
@@ -31,7 +31,9 @@ class DatasetConfig(Config):
     methods: tuple[MethodSection, ...] | None = None  # instead of the suite's
     main_metric: str | None = None  # METHOD/METRIC; by default that of the task
     random_score: float | None = None  # of the main metric, where it is published
-    checksums: dict[str, Sha256] = {}  # sha256 of files, by path below the dataset's folder
+    checksums: dict[str, Sha256] = Field(
+        default_factory=dict
+    )  # sha256 of files, by path below the dataset's folder
     tags: tuple[str, ...] = ()
 
     @property
@@ -97,7 +99,7 @@ class EvaluateConfig(Config):
         chosen = dataset.methods if dataset.methods is not None else self.methods
         if chosen is not None:
             return chosen
-        return (methods.section(task)(),)
+        return (catalogue.methods.section(task)(name=task),)
 
     def result_keys(self) -> dict[str, Any]:
         """Return the keys that can change a result; not where it goes or how fast it comes."""

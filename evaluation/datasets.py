@@ -29,17 +29,14 @@ def load_dataset(
     Raises DataError where it is not there or not what its form asks for.
     """
     place = place or config.path
-    if remote.is_remote(place):
-        folder = remote.fetch_folder(place, cache)
-    else:
-        folder = Path(place)
+    folder = remote.fetch_folder(place, cache) if remote.is_remote(place) else Path(place)
     if folder.suffix in (".yaml", ".yml") and folder.is_file():
         return load_description(folder, config.label, cache, config.task)
     if not folder.is_dir():
         raise DataError(
             f"there is no dataset folder {folder}; expected one in the CLIP_benchmark layout "
-            "(classnames.txt, test/nshards.txt, test/0.tar), or a YAML description. Make it or mend "
-            "the path in the config."
+            "(classnames.txt, test/nshards.txt, test/0.tar), or a YAML description. Make it, or "
+            "mend the path in the config."
         )
     remote.verify(folder, config.checksums)
     return load_folder(folder, config.label, config.task)

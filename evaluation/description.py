@@ -77,7 +77,7 @@ class DescriptionConfig(Config):
     name: str | None = None
     task: Task = "zero_shot"
     images: tuple[str, ...] = ()
-    splits: dict[Literal["train", "val", "test"], tuple[str, ...]] = {}
+    splits: dict[Literal["train", "val", "test"], tuple[str, ...]] = Field(default_factory=dict)
     split: SplitConfig | None = None
     labels: str | None = None
     classes: tuple[str, ...] | str | None = None
@@ -85,9 +85,9 @@ class DescriptionConfig(Config):
     captions: tuple[str, ...] = ()
     distractors: tuple[str, ...] = ()
     instances: str | None = None
-    groups: dict[str, str] = {}
+    groups: dict[str, str] = Field(default_factory=dict)
     prompts: PromptsConfig | None = None
-    checksums: dict[str, Sha256] = {}
+    checksums: dict[str, Sha256] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _has_what_its_task_needs(self) -> Self:

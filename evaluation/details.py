@@ -1,7 +1,7 @@
 """Curves and matrices for the report, beside the results: `details.json` (docs/formats.md).
 
-One object for each (checkpoint, dataset, method, shots): what the method showed (a confusion matrix,
-ROC curves, risk over coverage, groups).
+One object for each (checkpoint, dataset, method, shots): what the method showed (a confusion
+matrix, ROC curves, risk over coverage, groups).
 """
 
 from __future__ import annotations

@@ -181,8 +181,8 @@ def _ema_folder(checkpoint: str, folder: Path) -> Path:
     averaged = folder.with_name(EMA_FOLDER)
     if not (averaged / CONFIG_FILE).is_file():
         raise CheckpointError(
-            f"weights: got ema, but {checkpoint!r} has no averaged weights ({averaged}). Expected a "
-            "checkpoint of a run with `ema` on, or weights=raw."
+            f"weights: got ema, but {checkpoint!r} has no averaged weights ({averaged}). Expected "
+            "a checkpoint of a run with `ema` on, or weights=raw."
         )
     return averaged
 

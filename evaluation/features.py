@@ -229,8 +229,8 @@ class Features:
             if entry is None:
                 raise
             return entry
-        meta = {"kind": "images", "what": what, "data": part.data_digest}
-        meta |= {"undecodable": {str(k): v for k, v in undecodable.items()}}
+        meta: dict[str, Any] = {"kind": "images", "what": what, "data": part.data_digest}
+        meta["undecodable"] = {str(k): v for k, v in undecodable.items()}
         self.world.together()  # before rank 0 removes the parts
         self._publish(key, feature_nD, meta)
         self.world.together()
@@ -293,7 +293,7 @@ class Features:
         distinct_uL, inverse_m = torch.unique(token_mL, dim=0, return_inverse=True)
         found = []
         with progress(f"encode texts of {what}", total=len(distinct_uL), unit="texts") as bar:
-            for batch in distinct_uL.split(size):
+            for batch in torch.split(distinct_uL, size):
                 found.append(self.encoder.encode_tokens(batch))
                 bar.advance(len(batch))
         feature_mD = torch.cat(found)[inverse_m]

@@ -29,6 +29,8 @@ def read_image(span: Span) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
+            # Advice to the writer of the picture, once a picture; its pixels are what they are.
+            warnings.filterwarnings("ignore", "Palette images with Transparency", UserWarning)
             with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
                 return image.convert("RGB")
     except MemoryError:

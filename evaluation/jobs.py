@@ -1,7 +1,7 @@
 """The queue: every (checkpoint, dataset, method) once, what is done of it, and which part is ours.
 
-A job's digest covers all that its rows depend on; rows with that digest in the results file mean that
-it is done, so that a killed run goes on where it stopped, and tasks of an array share one folder.
+A job's digest covers all that its rows depend on; rows with that digest in the results file mean
+that it is done, so that a killed run goes on where it stopped, and tasks of an array share one.
 """
 
 from __future__ import annotations

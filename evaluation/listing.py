@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from configs.load import SHIPPED, load_config
+from evaluation.average import main_metric
 from evaluation.config import EvaluateConfig
 from evaluation.datasets import is_there
 from evaluation.methods.catalogue import learners, methods
@@ -24,8 +27,8 @@ def list_all() -> str:
     return "\n".join(lines)
 
 
-def _first_comment(path: object) -> str:
-    text = open(str(path), encoding="utf-8").readline().strip()
+def _first_comment(path: Path) -> str:
+    text = path.read_text(encoding="utf-8").partition("\n")[0].strip()
     return text.lstrip("# ") if text.startswith("#") else ""
 
 
@@ -37,8 +40,6 @@ def list_suite(config: EvaluateConfig) -> str:
         place = config.place(section)
         there = is_there(place)
         missing += not there
-        from evaluation.average import main_metric
-
         tags = f"  {', '.join(section.tags)}" if section.tags else ""
         lines.append(
             f"{'ok    ' if there else 'absent'}  {section.label:<46} {main_metric(section):<32} "

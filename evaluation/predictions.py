@@ -41,15 +41,15 @@ def publish_predictions(
         for metric in outcome.metrics:
             if isinstance(metric, Statistic):
                 continue
-            values = metric.values_sn if isinstance(metric, SeedMetric) else metric.values_n
-            arrays[f"values/{metric.name}"] = values.astype(np.float32)
+            values_n = metric.values_sn if isinstance(metric, SeedMetric) else metric.values_n
+            arrays[f"values/{metric.name}"] = values_n.astype(np.float32)
             if metric.groups_n is not None:
                 arrays[f"groups/{metric.name}"] = metric.groups_n
         if not arrays:
             continue
         names = ("checkpoint", "dataset", "method", "shots", "compat")
-        values = (checkpoint, dataset, outcome.method, outcome.shots, outcome.compat)
-        identity = dict(zip(names, values, strict=True))
+        named = (checkpoint, dataset, outcome.method, outcome.shots, outcome.compat)
+        identity = dict(zip(names, named, strict=True))
         key = _key(checkpoint, dataset, outcome.method, outcome.shots, outcome.compat)
         with published_file(folder / FOLDER / f"{key}.npz") as file:
             np.savez_compressed(file, identity=np.array(json.dumps(identity)), **arrays)

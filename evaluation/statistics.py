@@ -86,7 +86,7 @@ class SeedMetric:
     @property
     def num_units(self) -> int:
         """The number of units."""
-        return self.values_sn.shape[1]
+        return len(self.values_sn[0])
 
     @property
     def values_n(self) -> FloatArray:

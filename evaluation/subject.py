@@ -1,4 +1,4 @@
-"""What a method sees: one checkpoint on one dataset, with features that are computed when asked for.
+"""What a method sees: one checkpoint on one dataset, features computed when they are asked for.
 
 Legend: n images, m texts, C classes, D embedding width.
 """
@@ -69,10 +69,10 @@ class Subject:
         texts = [prompts.of(label) for label in range(len(self.dataset.class_names))]
         flat = [text for own in texts for text in own]
         feature_mD = self.features.texts(flat, self.dataset.name)
-        return list(feature_mD.split([len(own) for own in texts]))
+        return list(torch.split(feature_mD, [len(own) for own in texts]))
 
     @cached_property
-    def class_CD(self) -> Tensor:
+    def class_vectors(self) -> Tensor:
         """One embedded vector a class: the model's similarity combines the prompts of a class."""
         parts = self.prompt_features()
         if len({len(part) for part in parts}) == 1:
@@ -88,7 +88,7 @@ class Subject:
         """Return the scores of test images against classes, or captions."""
         test = self.split()
         image_nD = self.similarity.embed_image(test.raw_nD)
-        text_mD = self.class_CD if self.dataset.prompts else self.caption_features(test.part)
+        text_mD = self.class_vectors if self.dataset.prompts else self.caption_features(test.part)
         return FeatureScores(image_nD, text_mD, self.similarity)
 
     def labelled(self, split: str, *, aux_nA: Tensor | None = None) -> Labelled:
@@ -100,7 +100,7 @@ class Subject:
 
     def logits(self, image_nD: Tensor) -> Tensor:
         """Return zero-shot logits [n, C] of embedded images."""
-        return self.scale * self.similarity.scores(image_nD, self.class_CD)
+        return self.scale * self.similarity.scores(image_nD, self.class_vectors)
 
     @cached_property
     def test_logits(self) -> Tensor:
@@ -111,8 +111,8 @@ class Subject:
         """Return the same checkpoint on another dataset of the run."""
         if name not in self.datasets:
             raise UsageError(
-                f"{self.dataset.name}: a method asks for the dataset {name!r}, which is not in this "
-                f"run{did_you_mean(name, self.datasets)} It has {', '.join(self.datasets)}."
+                f"{self.dataset.name}: a method asks for the dataset {name!r}, which is not in "
+                f"this run{did_you_mean(name, self.datasets)} It has {', '.join(self.datasets)}."
             )
         return Subject(
             self.features, self.datasets[name], self.datasets, self.seed, self.logit_scale

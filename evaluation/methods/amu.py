@@ -123,7 +123,7 @@ class AmuTuning:
         self, task: FewShotTask, seed: int | None
     ) -> tuple[list[Tensor], list[tuple[float, float, float]]]:
         """Return the head after every epoch (the start first), and every step's three losses."""
-        label_N, logit_NC, aux_NA = task.train.label_n, task.train.logit_nC, _aux(task.train)
+        label_N, logit_NC, aux_NA = task.train.label_n, task.train.logit_nC, aux_of(task.train)
         head_CA = initial_head(aux_NA, label_N, task.num_classes).requires_grad_()
         heads = [head_CA.detach().clone()]
         steps: list[tuple[float, float, float]] = []
@@ -131,7 +131,8 @@ class AmuTuning:
         def loss(index_b: Tensor) -> Tensor:
             fused, aux = branches(logit_NC[index_b], aux_NA[index_b], head_CA, self.fusion)
             found = losses(fused, aux, label_N[index_b], self.fusion.weight)
-            steps.append((float(found[0]), float(found[1]), float(found[2])))
+            total, merge, part = (float(value.detach()) for value in found)
+            steps.append((total, merge, part))
             return found[0]
 
         train(
@@ -150,7 +151,7 @@ class AmuTuning:
         fusion = replace(self.fusion, alpha=alpha)
 
         def logits(part: Labelled) -> Tensor:
-            return branches(part.logit_nC, _aux(part), head_CA, fusion)[0]
+            return branches(part.logit_nC, aux_of(part), head_CA, fusion)[0]
 
         return Fitted(logits, {"alpha": alpha, "epoch": epoch})
 
@@ -161,7 +162,7 @@ class AmuTuning:
         return max(choices, key=lambda fitted: accuracy(fitted.logits(validation), validation))
 
     def fit_published(self, task: FewShotTask, validation: Labelled, test: Labelled) -> Fitted:
-        """Train; take the epoch that is best on test, with kappa_0 = 250, as the authors' code does."""
+        """Train with kappa_0 = 250; take the epoch that is best on test, as the authors do."""
         kappa = PUBLISHED_KAPPA if self.fusion.kappa is None else self.fusion.kappa
         published = AmuTuning(
             replace(self.fusion, kappa=kappa),
@@ -178,7 +179,8 @@ class AmuTuning:
         return max(choices, key=lambda fitted: correct(fitted.logits(test), test.label_n))
 
 
-def _aux(part: Labelled) -> Tensor:
+def aux_of(part: Labelled) -> Tensor:
+    """Return the auxiliary features of images. Raises ConfigError where there are none."""
     if part.aux_nA is None:
         raise ConfigError(
             "amu_tuning needs features of an auxiliary encoder: set `auxiliary` in the few_shot "

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from configs.errors import CheckpointError, DataError, UsageError
 from evaluation.encoder import choose_device, identify, load_encoder
+from evaluation.features import ImageTower
 from evaluation.subject import Subject
 
 
@@ -65,13 +66,13 @@ def auxiliary_features(source: str, subject: Subject, split: str) -> Tensor:
 
         identity = f"timm {timm.__version__} {name}"
 
-        def tower() -> TimmTower:
+        def tower() -> ImageTower:
             return load_timm(name, features.device)
 
     elif kind == "checkpoint" and name:
         identity = f"checkpoint {identify(name).digest} {identify(name).setting_digest}"
 
-        def tower() -> Any:
+        def tower() -> ImageTower:
             return load_encoder(name, device=features.device)
 
     else:

@@ -25,7 +25,7 @@ class BaseToNew:
     """The protocol as the suite runs it."""
 
     name = "base_to_new"
-    splits = ("train", "val", "test")
+    splits: tuple[str, ...] = ("train", "val", "test")
 
     def __init__(self, shots: int, seeds: int) -> None:
         self.shots = shots

@@ -104,7 +104,7 @@ class Calibration:
     """Calibration of zero-shot probabilities as the suite runs it."""
 
     name = "calibration"
-    splits = ("train", "val", "test")
+    splits: tuple[str, ...] = ("train", "val", "test")
 
     def __init__(self, num_bins: int) -> None:
         self.num_bins = num_bins

@@ -1,8 +1,9 @@
 """Every method and few-shot learner by name, with its keywords. Nothing heavy is imported here.
 
-A configuration can be read and checked without torch: a factory imports its method when it is built.
-To add a method: its file beside this one, and a factory here. Methods that must back-propagate into a
-tower (prompt learning, test-time tuning) will stand here too, with the same two functions.
+A configuration can be read and checked without torch: a factory imports its method when it is
+built. To add a method: its file beside this one, and a factory here. Methods that must
+back-propagate into a tower (prompt learning, test-time tuning) have their place here too: a Subject
+gives them the loaded encoder (`subject.features.encoder`).
 """
 
 # The annotations below are read at run time: no `from __future__ import annotations`.
@@ -12,15 +13,19 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt
 
 from configs.registry import Tagged, Variant
-from evaluation.methods.registry import (
+from evaluation.methods.registry import (  # the registries are this module's too
     Compat,
     CSearch,
     FprDefinition,
     Learner,
     Method,
     Uncertainty,
-    learners,
-    methods,
+)
+from evaluation.methods.registry import (
+    learners as learners,
+)
+from evaluation.methods.registry import (
+    methods as methods,
 )
 
 Pair = tuple[float, float]

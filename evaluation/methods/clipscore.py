@@ -27,7 +27,7 @@ PREFIX = "A photo depicts "
 
 def paired_scores(left_nD: Tensor, right_nD: Tensor, similarity: Similarity) -> Tensor:
     """Return the similarity of row i with row i [n] of normalized features."""
-    pairs = zip(left_nD.split(1), right_nD.split(1), strict=True)
+    pairs = zip(torch.split(left_nD, 1), torch.split(right_nD, 1), strict=True)
     return torch.cat([similarity.scores(a, b)[0] for a, b in pairs])
 
 
@@ -45,8 +45,8 @@ def reference_scores(
 
     The references stand one after another, `count_n` for each candidate.
     """
-    groups = reference_mD.split(list(count_n))
-    pairs = zip(candidate_nD.split(1), groups, strict=True)
+    groups = torch.split(reference_mD, list(count_n))
+    pairs = zip(torch.split(candidate_nD, 1), groups, strict=True)
     return torch.stack([similarity.scores(one, own)[0].amax() for one, own in pairs])
 
 
@@ -61,7 +61,7 @@ class ClipScore:
     """CLIPScore of each image's first caption, as the suite runs it; the others are references."""
 
     name = "clip_score"
-    splits = ("test",)
+    splits: tuple[str, ...] = ("test",)
 
     def __init__(self, weight: float) -> None:
         self.weight = weight

@@ -64,7 +64,7 @@ def material_of(subject: Subject, auxiliary: str | None) -> Material:
 
     has_val = "val" in subject.dataset.splits
     validation = part("val") if has_val else None
-    return Material(part("train"), validation, part("test"), subject.class_CD)
+    return Material(part("train"), validation, part("test"), subject.class_vectors)
 
 
 def draw(
@@ -103,7 +103,7 @@ class FewShotSweep:
     """The sweep as the suite runs it."""
 
     name = "few_shot"
-    splits = ("train", "val", "test")
+    splits: tuple[str, ...] = ("train", "val", "test")
 
     def __init__(
         self,

@@ -68,7 +68,7 @@ def separability(image_nD: Tensor, text_mD: Tensor, seed: int) -> float:
     feature = torch.cat([image_nD, text_mD])
     label_n = torch.cat([torch.zeros(len(image_nD)), torch.ones(len(text_mD))]).long()
     fitted, out = held_out(label_n, 0.5, seed)
-    if len(label_n[fitted].unique()) < 2 or not len(out):
+    if len(torch.unique(label_n[fitted])) < 2 or not len(out):
         return float("nan")
     model = fit(feature[fitted].numpy(), label_n[fitted].numpy(), 1.0)
     return float(model.score(feature[out].numpy(), label_n[out].numpy()))
@@ -78,7 +78,7 @@ class GeometryReport:
     """The geometry of test images against their captions, or their class vectors."""
 
     name = "geometry"
-    splits = ("test",)
+    splits: tuple[str, ...] = ("test",)
 
     def lacks(self, dataset: EvaluationDataset) -> str | None:
         """It needs two images."""
@@ -89,12 +89,12 @@ class GeometryReport:
         test = subject.split()
         image_nD = subject.similarity.embed_image(test.raw_nD)
         if subject.dataset.prompts is not None:
-            text_mD, own = subject.class_CD, test.part.labels()
+            text_mD, own = subject.class_vectors, test.part.labels()
         else:
             text_mD = subject.caption_features(test.part)
             own = np.unique(test.part.image_of_caption_m, return_index=True)[1]
         n = len(image_nD)
-        at = torch.linspace(0, n - 1, min(n, MAX_ROWS)).long().unique()
+        at = torch.unique(torch.linspace(0, n - 1, min(n, MAX_ROWS)).long())
         image_nD, pair_nD = image_nD[at], text_mD[torch.from_numpy(own)[at]]
         text_mD = text_mD[:MAX_ROWS]
         lengths = squared_lengths(image_nD, pair_nD).double().numpy()

@@ -94,7 +94,7 @@ class LinearProbe:
     """The linear probe as the suite runs it, on embedded image features."""
 
     name = "linear_probe"
-    splits = ("train", "val", "test")
+    splits: tuple[str, ...] = ("train", "val", "test")
 
     def __init__(self, search: CSearch, validation: float) -> None:
         self.search = search

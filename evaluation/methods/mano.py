@@ -1,4 +1,4 @@
-"""MaNo: how accurate a model is on data without labels (Xie et al., NeurIPS 2024, arXiv:2405.18979).
+"""MaNo: how accurate a model is on data without labels (Xie et al., arXiv:2405.18979).
 
     delta = mean CE(softmax(q), uniform) = -1/(N C) sum log softmax(q)
     v = softmax(q) where delta > 5 (confident), else 1 + q + q^2 / 2 - its row's minimum
@@ -75,7 +75,7 @@ class Mano:
     """MaNo of zero-shot logits as the suite runs it; the labels are not used."""
 
     name = "mano"
-    splits = ("test",)
+    splits: tuple[str, ...] = ("test",)
 
     def __init__(self, power: int, compat: Compat) -> None:
         self.power = power
@@ -87,7 +87,7 @@ class Mano:
 
     def run(self, subject: Subject) -> Iterator[Outcome]:
         """Return the score; whether it follows accuracy shows over several shifted sets."""
-        batches = subject.test_logits.split(BATCH_ROWS)
+        batches = torch.split(subject.test_logits, BATCH_ROWS)
         delta = delta_of(batches, published=self.compat == "published")
         value = score(batches, delta, self.power)
         said = "softmax" if delta > THRESHOLD else "second-order Taylor"

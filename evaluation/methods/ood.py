@@ -98,7 +98,7 @@ class OutOfDistribution:
     """Every score against every OOD set."""
 
     name = "ood"
-    splits = ("train", "val", "test")
+    splits: tuple[str, ...] = ("train", "val", "test")
 
     def __init__(
         self, sets: Sequence[str], fpr95: FprDefinition, knn_k: int, temperature: float
@@ -121,7 +121,7 @@ class OutOfDistribution:
         def embedded(of: Subject, split: str = "test") -> Tensor:
             return similarity.embed_image(of.split(split).raw_nD.double())
 
-        head = SimilarityHead(subject.class_CD.double(), similarity, subject.scale)
+        head = SimilarityHead(subject.class_vectors.double(), similarity, subject.scale)
         functions = zero_shot_scores(head, self.temperature)
         if "train" in subject.dataset.splits:
             train_ND = embedded(subject, "train")

@@ -1,4 +1,4 @@
-"""Out-of-distribution metrics. In-distribution (ID) is the positive class, a higher score is more ID.
+"""Out-of-distribution metrics. In-distribution (ID) is positive, a higher score is more ID.
 
 FPR95 has four definitions that differ on small sets; the default is ViM's, and a row says which:
     vim      threshold = the floor(0.95 n)-th highest ID score; OOD >= it        (haoqiwang/vim)

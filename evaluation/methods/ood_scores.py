@@ -9,8 +9,8 @@
     knn                      the k-th nearest train feature, unit length, squared (Sun 2022)
     mcm                      the highest softmax of similarity / temperature (Ming 2022)
 
-A CLIP model's head is its similarity with the class vectors, whose origin is 0. All is float64: MCM's
-scores stand within 1e-4 of 1/C, where float32 would tie.
+A CLIP model's head is its similarity with the class vectors, whose origin is 0. The suite computes
+in float64: MCM's scores stand within 1e-4 of 1/C, where float32 would tie.
 
 Legend: n images, N train images, C classes, D feature width.
 """
@@ -50,11 +50,13 @@ class Head:
 
     def origin(self) -> Tensor:
         """Return -pinv(W) b."""
-        return -torch.linalg.pinv(self.weight_CD) @ self.bias_C
+        origin_D: Tensor = -torch.linalg.pinv(self.weight_CD) @ self.bias_C
+        return origin_D
 
     def logits(self, feature_nD: Tensor) -> Tensor:
         """Return logits [n, C]."""
-        return feature_nD @ self.weight_CD.T + self.bias_C
+        logit_nC: Tensor = feature_nD @ self.weight_CD.T + self.bias_C
+        return logit_nC
 
 
 def msp(logit_nC: Tensor) -> Tensor:
@@ -119,7 +121,9 @@ class Vim:
 
     def residual(self, feature_nD: Tensor) -> Tensor:
         """Return |(f - u) R|, the length outside the principal space."""
-        return torch.linalg.vector_norm((feature_nD - self.origin_D) @ self.residual_DR, dim=1)
+        outside_nR = (feature_nD - self.origin_D) @ self.residual_DR
+        length_n: Tensor = torch.linalg.vector_norm(outside_nR, dim=1)
+        return length_n
 
     def score(self, feature_nD: Tensor, logit_nC: Tensor) -> Tensor:
         """Return logsumexp z - alpha |(f - u) R|."""
@@ -162,7 +166,7 @@ class Gaussians:
 
 def fit_gaussians(train_ND: Tensor, label_N: Tensor) -> Gaussians:
     """Fit class means and the class-centred empirical covariance (divisor N), inverted by pinv."""
-    present, index_N = label_N.unique(return_inverse=True)
+    present, index_N = torch.unique(label_N, return_inverse=True)
     mean_CD = torch.zeros(len(present), train_ND.shape[1], dtype=train_ND.dtype)
     mean_CD.index_add_(0, index_N, train_ND)
     mean_CD /= torch.bincount(index_N)[:, None]
@@ -178,7 +182,7 @@ def class_profiles(train_logit_NC: Tensor) -> Tensor:
     A class that is never predicted has no profile, and is left out.
     """
     p_NC = train_logit_NC.softmax(dim=1)
-    predicted, index_N = p_NC.argmax(dim=1).unique(return_inverse=True)
+    predicted, index_N = torch.unique(p_NC.argmax(dim=1), return_inverse=True)
     total = torch.zeros(len(predicted), p_NC.shape[1], dtype=p_NC.dtype)
     return total.index_add_(0, index_N, p_NC) / torch.bincount(index_N)[:, None]
 
@@ -198,11 +202,12 @@ def knn(feature_nD: Tensor, train_ND: Tensor, k: int) -> Tensor:
     k = min(k, len(train_ND))
     length_N = (unit_ND**2).sum(dim=1)
     parts = []
-    for chunk in unit_nD.split(_CHUNK_ROWS):
+    for chunk in torch.split(unit_nD, _CHUNK_ROWS):
         squared = (chunk**2).sum(dim=1, keepdim=True) + length_N - 2 * chunk @ unit_ND.T
         parts.append(squared.kthvalue(k, dim=1).values)
     return -torch.cat(parts)
 
 
 def _unit(feature_nD: Tensor) -> Tensor:
-    return feature_nD / torch.linalg.vector_norm(feature_nD, dim=1, keepdim=True) + 1e-10
+    unit_nD: Tensor = feature_nD / torch.linalg.vector_norm(feature_nD, dim=1, keepdim=True)
+    return unit_nD + 1e-10

@@ -1,7 +1,7 @@
 """The methods by name, and what one gives. catalogue.py registers them.
 
-A method is configured by its `name` and keywords; it says why it cannot run on a dataset, or runs on
-the features of one checkpoint on that dataset (subject.py) and gives metrics.
+A method is configured by its `name` and keywords; it says why it cannot run on a dataset, or runs
+on the features of one checkpoint on that dataset (subject.py) and gives metrics.
 """
 
 from __future__ import annotations

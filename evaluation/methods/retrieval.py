@@ -52,7 +52,7 @@ class Retrieval:
     """Retrieval as the suite runs it."""
 
     name = "retrieval"
-    splits = ("test",)
+    splits: tuple[str, ...] = ("test",)
 
     def __init__(self, cutoffs: Sequence[int]) -> None:
         self.cutoffs = cutoffs

@@ -72,7 +72,7 @@ class Selection:
     """Image-caption selection as the suite runs it."""
 
     name = "selection"
-    splits = ("test",)
+    splits: tuple[str, ...] = ("test",)
 
     def lacks(self, dataset: EvaluationDataset) -> str | None:
         """It needs instances."""
@@ -92,7 +92,7 @@ class Selection:
         ]
         flat = [text for own in texts for text in own]
         text_mD = similarity.embed_text(subject.features.texts(flat, subject.dataset.name))
-        split_mD = text_mD.split([len(own) for own in texts])
+        split_mD = torch.split(text_mD, [len(own) for own in texts])
         for own, text_bD in zip(instances.values(), split_mD, strict=True):
             score = instance_scores(image_nD[own][None], text_bD[None], similarity)
             text, image, both = credits(score)

@@ -82,14 +82,14 @@ class Selective:
     """Selective classification of zero-shot predictions as the suite runs it."""
 
     name = "selective"
-    splits = ("train", "val", "test")
+    splits: tuple[str, ...] = ("train", "val", "test")
 
     def lacks(self, dataset: EvaluationDataset) -> str | None:
         """It needs labels."""
         return has_labels(dataset)
 
     def run(self, subject: Subject) -> Iterator[Outcome]:
-        """Return AURC of the highest softmax and, with a val or train split, of normalized logits."""
+        """Return AURC of the highest softmax and, with val or train, of normalized logits."""
         logit_nC, label_n = subject.test_logits, subject.split().label_n
         wrong_n = (logit_nC.argmax(dim=1) != label_n).double().numpy()
         msp_n: FloatArray = logit_nC.double().softmax(dim=1).amax(dim=1).numpy()

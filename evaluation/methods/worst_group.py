@@ -47,7 +47,7 @@ class WorstGroup:
     """Zero-shot accuracy by group as the suite runs it."""
 
     name = "worst_group"
-    splits = ("train", "val", "test")
+    splits: tuple[str, ...] = ("train", "val", "test")
 
     def __init__(
         self, attribute: str, with_label: bool, top: int, leave_out: Sequence[str]

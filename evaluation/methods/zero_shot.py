@@ -1,8 +1,9 @@
 """Zero-shot classification: an image gets the nearest class (CLIP, arXiv:2103.00020).
 
-`combine: vectors` lets the model's similarity make one vector of a class's prompts (cosine: normalize,
-mean, normalize). `combine: scores` averages the scores of a class's prompts instead, as in
-classification by description (Menon and Vondrick, arXiv:2210.07183). The scale changes no metric here.
+`combine: vectors` lets the model's similarity make one vector of a class's prompts (cosine:
+normalize, mean, normalize). `combine: scores` averages the scores of a class's prompts instead, as
+in classification by description (Menon and Vondrick, arXiv:2210.07183). The scale changes no
+metric here.
 
 Legend: n images, C classes.
 """
@@ -20,7 +21,7 @@ from torch import Tensor
 from evaluation.dataset import EvaluationDataset
 from evaluation.methods.registry import Outcome
 from evaluation.ranking import FeatureScores, Scores, blocks, chance, hits, image_standing
-from evaluation.statistics import Metric, Statistic
+from evaluation.statistics import AnyMetric, Metric, Statistic
 from evaluation.subject import Subject, has_labels
 
 IntArray = npt.NDArray[np.int64]
@@ -58,7 +59,8 @@ def average_precisions(score_nC: FloatArray, is_right_nC: BoolArray) -> FloatArr
     right_nC = np.take_along_axis(is_right_nC, order_nC, axis=0)
     precision_nC = np.cumsum(right_nC, axis=0) / np.arange(1, len(right_nC) + 1)[:, None]
     total_C: FloatArray = (precision_nC * right_nC).sum(axis=0)
-    return total_C / np.maximum(right_nC.sum(axis=0), 1)
+    mean_C: FloatArray = total_C / np.maximum(right_nC.sum(axis=0), 1)
+    return mean_C
 
 
 def f1_macro(guess_n: IntArray, label_n: IntArray, num_classes: int) -> Statistic:
@@ -102,7 +104,7 @@ class ZeroShot:
     """Zero-shot classification as the suite runs it."""
 
     name = "zero_shot"
-    splits = ("test",)
+    splits: tuple[str, ...] = ("test",)
 
     def __init__(self, combine: Literal["vectors", "scores"]) -> None:
         self.combine = combine
@@ -130,7 +132,7 @@ class ZeroShot:
         guess_n = torch.cat(
             [scores.image_rows(a, b).argmax(dim=1) for a, b in blocks(len(label_n), num_classes)]
         ).numpy()
-        metrics = [
+        metrics: list[AnyMetric] = [
             *accuracies(scores, label_n, num_classes),
             f1_macro(guess_n, label_n, num_classes),
         ]

@@ -19,9 +19,9 @@ from PIL import Image
 
 from configs.errors import CheckpointError, ConfigError, DataError, UsageError
 from configs.load import digest, load_config, validate
+from evaluation.cache import FeatureCache
 from evaluation.config import DatasetConfig, EvaluateConfig
 from evaluation.datasets import load_dataset
-from evaluation.cache import FeatureCache
 from evaluation.encoder import identify
 from evaluation.features import EncodeOptions, Features
 from evaluation.result import BASELINE, Result, read_results, table

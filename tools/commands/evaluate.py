@@ -20,8 +20,8 @@ EPILOG = """examples:
   pairmill evaluate --cache-info runs/features             what the feature cache holds
   pairmill evaluate --lint openclip_results.csv evaluation/datacomp_38 output=RESULTS
 
-CHECKPOINT is a run folder, a checkpoint, an open_clip folder, or an open_clip name/tag. The same line
-again does only what is missing."""
+CHECKPOINT is a run folder, a checkpoint, an open_clip folder, or an open_clip name/tag. The same
+line again does only what is missing."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -94,7 +94,8 @@ def _print_absent(config: object) -> None:
     if absent:
         given = f"; no {config.average}" if config.average else ""
         print(
-            f"\nabsent: {len(absent)} of {len(config.datasets)} datasets{given}: {', '.join(absent)}"
+            f"\nabsent: {len(absent)} of {len(config.datasets)} datasets{given}: "
+            f"{', '.join(absent)}"
         )
 
 

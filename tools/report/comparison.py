@@ -207,7 +207,7 @@ def _bars(rows: Sequence[tuple[str, float, int]]) -> Html:
 
 
 def _matrix(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> Html:
-    """Return the confusion matrix as a picture: rows are classes, columns what they are taken for."""
+    """Return the confusion matrix as a picture: a row a class, a column what it is taken for."""
     left, top = 120, 14
     width = left + _SIDE * len(classes) + 4
     height = top + _SIDE * len(classes) + 4

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from evaluation.methods import amu
 from evaluation.methods import gda as gda_method
 from evaluation.methods import linear_probe as probe
 from evaluation.methods import tip_adapter as tip
 from evaluation.methods.clip_adapter import adapter_logits
-from evaluation.methods.few_shot import accuracy, correct, one_hot
+from evaluation.methods.few_shot import Labelled, accuracy, correct, one_hot
 from evaluation.methods.sampler import IntArray, base_and_new, sample
 from pretrain.model.geometries import Cosine
 from tools.conformance.evaluation.golden import (
@@ -46,8 +47,8 @@ def gda(golden: Golden) -> Iterator[Row]:
     yield compare(golden.name, "best_alpha", alpha, golden["best_alpha"], atol=1e-12)
     every = [validation.logit_nC + a * gaussian for a in gda_method.ALPHAS]
     expected = golden["val_logits"]
-    ours = np.stack([logits.numpy() for logits in every])
-    yield compare(golden.name, "val_logits", ours, expected, atol=1e-3, rtol=LOOSE_RTOL)
+    stacked = np.stack([logits.numpy() for logits in every])
+    yield compare(golden.name, "val_logits", stacked, expected, atol=1e-3, rtol=LOOSE_RTOL)
     fitted = gda_method.Gda().fit(task, validation)
     logits = fitted.logits(test)
     yield compare(
@@ -98,7 +99,7 @@ def tip_adapter(golden: Golden) -> Iterator[Row]:
     best_N = tip.self_scores(task.train.image_nD, task.similarity)
     label_NC = one_hot(task.train.label_n, task.num_classes)
 
-    def short(part: object) -> object:
+    def short(part: Labelled) -> Tensor:
         return tip.shortfall(part.image_nD, task.train.image_nD, task.similarity, best_N)
 
     beta, alpha = golden.number("init_beta"), golden.number("init_alpha")
@@ -106,15 +107,15 @@ def tip_adapter(golden: Golden) -> Iterator[Row]:
     yield compare(
         golden.name, "val_logits_init", start, golden["val_logits_init"], atol=1e-4, rtol=SCORE_RTOL
     )
-    scale = tuple(float(bound) for bound in golden["search_scale"])
-    steps = tuple(int(step) for step in golden["search_step"])
+    beta_max, alpha_max = (float(bound) for bound in golden["search_scale"])
+    num_betas, num_alphas = (int(step) for step in golden["search_step"])
     beta, alpha = tip.search(
         validation.logit_nC,
         short(validation),
         label_NC,
         validation.label_n,
-        scale=scale,
-        steps=steps,
+        scale=(beta_max, alpha_max),
+        steps=(num_betas, num_alphas),
     )
     yield compare(golden.name, "best_beta", beta, golden["best_beta"], atol=1e-9)
     yield compare(golden.name, "best_alpha", alpha, golden["best_alpha"], atol=1e-9)
@@ -170,7 +171,7 @@ def amu_uncertainty(golden: Golden) -> Iterator[Row]:
 def amu_forward(golden: Golden) -> Iterator[Row]:
     """Head, branches, fusion, losses and accuracy with every uncertainty."""
     task, _, test = task_of(golden.inputs())
-    head_CA = amu.initial_head(task.train.aux_nA, task.train.label_n, task.num_classes)
+    head_CA = amu.initial_head(amu.aux_of(task.train), task.train.label_n, task.num_classes)
     yield compare(
         golden.name, "init_weight", head_CA, golden["init_weight"], atol=1e-6, rtol=SCORE_RTOL
     )
@@ -185,9 +186,9 @@ def amu_forward(golden: Golden) -> Iterator[Row]:
             golden.number("power"),
             amu.PUBLISHED_KAPPA,
         )
-        fused, aux = amu.branches(test.logit_nC, test.aux_nA, head_CA, fusion)
+        fused, aux = amu.branches(test.logit_nC, amu.aux_of(test), head_CA, fusion)
         total, merge, aux_loss = amu.losses(fused, aux, test.label_n, fusion.weight)
-        factor = amu.uncertainty(test.logit_nC, kind, fusion.power, fusion.kappa)
+        factor = amu.uncertainty(test.logit_nC, fusion.uncertainty, fusion.power, fusion.kappa)
         expected = np.broadcast_to(golden[f"{kind}_factor"], factor.shape)
         ours = {"logits": fused, "loss": total, "loss_merge": merge, "loss_aux": aux_loss}
         yield compare(golden.name, f"{kind}_factor", factor, expected, atol=1e-5, rtol=SCORE_RTOL)

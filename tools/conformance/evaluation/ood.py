@@ -50,7 +50,7 @@ def vim(golden: Golden) -> Iterator[Row]:
     profile_KC = scores.class_profiles(head.logits(train_ND))
     own = scores.principal_dimension(train_ND.shape[1])
     residual_DR = fitted.residual_DR
-    statistics = {
+    statistics: dict[str, tuple[Tensor | float, float]] = {
         "vim_DIM": (own, SCORE_RTOL),
         "vim_u": (fitted.origin_D, LOOSE_RTOL),
         "vim_alpha": (fitted.alpha, SCORE_RTOL),

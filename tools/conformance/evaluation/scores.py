@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 from torch import Tensor
@@ -106,7 +107,7 @@ def align_uniform(golden: Golden) -> Iterator[Row]:
     """Alignment, uniformity and the modality gap."""
     cosine = Cosine()
     x_nD, y_nD = golden.tensor("x"), golden.tensor("y")
-    ours = {
+    ours: dict[str, Tensor | float] = {
         "align": geometry.squared_lengths(x_nD, y_nD).mean(),
         "uniform_x": geometry.uniformity(x_nD),
         "uniform_y": geometry.uniformity(y_nD),
@@ -121,7 +122,7 @@ def align_uniform(golden: Golden) -> Iterator[Row]:
 def wise_ft(golden: Golden) -> Iterator[Row]:
     """Both interpolations at every alpha in the file."""
 
-    def weights(prefix: str) -> dict[str, object]:
+    def weights(prefix: str) -> dict[str, Tensor]:
         start = f"{prefix}_"
         return {
             key.removeprefix(start): golden.tensor(key)
@@ -135,9 +136,9 @@ def wise_ft(golden: Golden) -> Iterator[Row]:
     )
     for text in alphas:
         alpha = float(text.removeprefix("a"))
-        cases = {
-            "plain": lambda a=alpha: wise_ft_method.interpolate(t0, t1, a),
-            "fisher": lambda a=alpha: wise_ft_method.interpolate_fisher(t0, t1, f0, f1, a),
+        cases: dict[str, Callable[[], dict[str, Tensor]]] = {
+            "plain": partial(wise_ft_method.interpolate, t0, t1, alpha),
+            "fisher": partial(wise_ft_method.interpolate_fisher, t0, t1, f0, f1, alpha),
         }
         for kind, interpolate in cases.items():
             for name, ours in interpolate().items():

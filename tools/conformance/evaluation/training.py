@@ -86,10 +86,8 @@ def amu_train(golden: Golden) -> Iterator[Row]:
         learning_rate=golden.number("lr"),
     )
     heads, steps = method.learned_heads(task, seed=None)
-    yield compare(
-        golden.name, "losses", _columns(steps, golden["losses"]), golden["losses"], atol=LOSS_ATOL
-    )
-    fused = [amu.branches(test.logit_nC, test.aux_nA, head, fusion)[0] for head in heads[1:]]
+    yield compare(golden.name, "losses", np.asarray(steps), golden["losses"], atol=LOSS_ATOL)
+    fused = [amu.branches(test.logit_nC, amu.aux_of(test), head, fusion)[0] for head in heads[1:]]
     ours = [_PERCENT * accuracy(logits, test) for logits in fused]
     yield compare(golden.name, "test_acc", ours, golden["test_acc"], atol=1e-4)
     yield compare(golden.name, "final_weight", heads[-1], golden["final_weight"], atol=_WEIGHT_ATOL)
@@ -97,7 +95,3 @@ def amu_train(golden: Golden) -> Iterator[Row]:
     yield compare(
         golden.name, "test_logits", fused[-1], expected, atol=_LOGIT_ATOL, rtol=_LOGIT_RTOL
     )
-
-
-def _columns(steps: list[tuple[float, float, float]], expected: object) -> object:
-    return np.asarray(steps)
