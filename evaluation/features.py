@@ -181,6 +181,7 @@ class Features:
         entry = self.cache.get(key)
         if entry is None:
             entry = self._encoded(key, what, part, lambda: self.encoder)
+            self.logit_scale()  # cached while the model is there
         return self._checked(entry, name, part)
 
     def images_together(self, name: str, split: str, part: Part) -> None:
@@ -188,6 +189,7 @@ class Features:
         key = key_of({**self._model(), "kind": "images", **self._data(part)})
         if self.world.any(self.cache.get(key) is None):
             self._encoded(key, f"{name} ({split})", part, lambda: self.encoder)
+            self.logit_scale()  # cached while the model is there
 
     def auxiliary(
         self, identity: str, tower: Callable[[], ImageTower], name: str, split: str, part: Part
