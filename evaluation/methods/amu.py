@@ -34,6 +34,7 @@ from evaluation.methods.training import train
 PUBLISHED_KAPPA = 250.0
 ALPHAS = (0.5, 0.1, 0.2, 1.0, 2.0, 4.0)  # the published one first: it wins ties
 _ENERGY_TEMPERATURE = 2.0
+_SMALLEST_VARIANCE = 1e-24
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,10 @@ class Fusion:
 
 
 def standardized(logit_bC: Tensor) -> Tensor:
-    """Return each row less its mean, over its unbiased standard deviation."""
-    return (logit_bC - logit_bC.mean(dim=1, keepdim=True)) / logit_bC.std(dim=1, keepdim=True)
+    """Return each row less its mean, over its unbiased standard deviation; 0 for a constant row."""
+    centred_bC = logit_bC - logit_bC.mean(dim=1, keepdim=True)
+    # The variance is bounded, not the deviation: the root has no slope at 0.
+    return centred_bC / logit_bC.var(dim=1, keepdim=True).clamp_min(_SMALLEST_VARIANCE).sqrt()
 
 
 def uncertainty(
@@ -60,7 +63,9 @@ def uncertainty(
     if kind == "none":
         return torch.ones(len(p_bC), 1, dtype=p_bC.dtype)
     if kind == "moment":
-        kappa_b1 = (standardized(p_bC) ** 4).mean(dim=1, keepdim=True)
+        # At least what C values can have, which a row of equal probabilities gets too.
+        floor = (1 - 1 / p_bC.shape[1]) ** 2
+        kappa_b1 = (standardized(p_bC) ** 4).mean(dim=1, keepdim=True).clamp_min(floor)
         return (kappa_b1 / (p_bC.shape[1] / 4 if kappa is None else kappa)) ** -power
     if kind == "entropy":
         nats_b1 = torch.special.entr(p_bC).sum(dim=1, keepdim=True)
