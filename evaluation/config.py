@@ -49,6 +49,13 @@ class PixelBaselineConfig(Config):
     reference: Path  # a folder of WebDataset tars with images and captions
 
 
+class WiseFtConfig(Config):
+    """WiSE-FT: also evaluate models between a zero-shot one and each checkpoint."""
+
+    zero: str  # the model before fine-tuning
+    alphas: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(min_length=1)] = (0.5,)
+
+
 class EvaluateConfig(Config):
     """One evaluation run. Paths are relative to the folder that the command runs in."""
 
@@ -61,6 +68,7 @@ class EvaluateConfig(Config):
     average: str | None = None  # the name of the mean over all datasets' main metrics
     baseline: PixelBaselineConfig | None = None
     weights: Literal["raw", "ema"] = "raw"
+    wise_ft: WiseFtConfig | None = None
     logit_scale: Annotated[float, Field(gt=0)] | Literal["model"] = "model"
     batch_size: PositiveInt = 256
     num_workers: NonNegativeInt = 2

@@ -34,6 +34,7 @@ from evaluation.examples import (
     retrieval_examples,
 )
 from evaluation.features import EncodeOptions, Features
+from evaluation.interpolated import interpolations
 from evaluation.jobs import Job, done_jobs, jobs_of
 from evaluation.methods.registry import Outcome
 from evaluation.methods.retrieval import recalls
@@ -75,6 +76,7 @@ def evaluate(
     for one in absent:
         print(f"absent: {one.config.label}: {one.reason}", file=sys.stderr)
     with joined() as world:
+        checkpoints = _with_interpolations(config, checkpoints, world)
         for number, checkpoint in enumerate(checkpoints):
             first = number * len(datasets)
             mine = [d for i, d in enumerate(datasets, first) if i % part[1] == part[0]]
@@ -91,6 +93,23 @@ def evaluate(
     named = {*checkpoints, BASELINE}
     rows = [row for row in read_published(config.output_folder) if row.checkpoint in named]
     return [row for row in rows if row.dataset in wanted or row.method == "average"]
+
+
+def _with_interpolations(
+    config: EvaluateConfig, checkpoints: Sequence[str], world: World
+) -> Sequence[str]:
+    """Return the checkpoints and the models on the way to them, which rank 0 writes."""
+    if config.wise_ft is None:
+        return checkpoints
+    zero, alphas = config.wise_ft.zero, config.wise_ft.alphas
+    error = None
+    if world.rank == 0:
+        try:
+            interpolations(zero, checkpoints, alphas, config.cache, config.weights)
+        except (PairmillError, OSError) as caught:
+            error = caught
+    world.together(error)
+    return [*checkpoints, *interpolations(zero, checkpoints, alphas, config.cache, config.weights)]
 
 
 def _evaluate_checkpoint(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from test_suite import make_config
 
 from configs.errors import DataError, UsageError
@@ -147,3 +149,25 @@ def test_two_ranks_share_the_images_and_give_the_same_bits(
     assert rows == other_rows
     assert stored.keys() == other_stored.keys()
     assert all(torch.equal(stored[key], other_stored[key]) for key in stored)
+
+
+def test_wise_ft_evaluates_models_on_the_way_to_a_checkpoint(
+    tmp_path: Path, classification: Path, run_folder: Path
+) -> None:
+    changed = tmp_path / "changed"
+    shutil.copytree(run_folder / "checkpoints" / "samples-000000001280" / "model", changed)
+    weights = load_file(changed / "open_clip_model.safetensors")
+    save_file(
+        {name: tensor * 1.5 for name, tensor in weights.items()},
+        changed / "open_clip_model.safetensors",
+    )
+    wise = {"zero": str(run_folder), "alphas": [0.0, 1.0]}
+    config = make_config(tmp_path / "out", classification, wise_ft=wise)
+    evaluate(config, [str(changed)])
+    rows = read_results(tmp_path / "out" / "results.jsonl")
+    values = {row.checkpoint: row.value for row in rows if row.metric == "top1"}
+    assert len(values) == 3
+    start = evaluate(make_config(tmp_path / "zero", classification), [str(run_folder)])
+    at = {name.rpartition("alpha")[2]: value for name, value in values.items()}
+    assert at["0"] == next(row.value for row in start if row.metric == "top1")
+    assert at["1"] == values[str(changed)]
