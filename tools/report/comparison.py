@@ -13,7 +13,7 @@ from tools.report.html import Html, details, element, table
 from tools.report.sources import Scorecard
 
 MAX_CLASSES = 120
-_SIDE = 11  # pixels of a cell of the confusion matrix
+_SIDE = 15  # pixels of a cell of the confusion matrix
 
 
 def comparison_parts(scorecard: Scorecard) -> list[Html]:
@@ -133,7 +133,9 @@ def _details(shown: Sequence[dict[str, Any]]) -> list[Html]:
     for detail in shown:
         title = f"{detail['dataset']}, {detail['checkpoint']}"
         if "confusion" in detail:
-            parts.append(details(f"Classes of {title}", *_confusion(detail["confusion"])))
+            parts.append(
+                details(f"Classes of {title}, {detail['method']}", *_confusion(detail["confusion"]))
+            )
         if "roc" in detail:
             parts.append(details(f"{detail['method']}: ROC of {title}", _roc(title, detail["roc"])))
         if "risk_coverage" in detail:
@@ -143,7 +145,7 @@ def _details(shown: Sequence[dict[str, Any]]) -> list[Html]:
             ]
             x, y = Axis("coverage, %"), Axis("risk: wrong among them, %", starts_at_zero=True)
             chart = line_chart("Risk over coverage", curves, x, y)
-            parts.append(details(f"Selective classification of {title}", chart))
+            parts.append(details(f"Selective classification of {title}", _framed(chart)))
         if "reliability" in detail:
             points = [
                 (100 * confidence, 100 * right) for confidence, right, _ in detail["reliability"]
@@ -154,11 +156,15 @@ def _details(shown: Sequence[dict[str, Any]]) -> list[Html]:
             ]
             x, y = Axis("confidence, %", starts_at_zero=True), Axis("right, %", starts_at_zero=True)
             chart = line_chart("Reliability", curves, x, y)
-            parts.append(details(f"Calibration of {title}", chart))
+            parts.append(details(f"Calibration of {title}", _framed(chart)))
         if "groups" in detail:
             bars = _bars([(name, value, n) for name, value, n in detail["groups"]])
             parts.append(details(f"Groups of {title}", bars))
     return [element("h3", "In detail"), *parts] if parts else []
+
+
+def _framed(chart: Html) -> Html:
+    return element("div", chart, class_="charts")
 
 
 def _roc(title: str, curves: dict[str, Sequence[tuple[float, float]]]) -> Html:
@@ -208,14 +214,14 @@ def _bars(rows: Sequence[tuple[str, float, int]]) -> Html:
 
 def _matrix(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> Html:
     """Return the confusion matrix as a picture: a row a class, a column what it is taken for."""
-    left, top = 120, 14
+    left, top = 170, 16
     width = left + _SIDE * len(classes) + 4
     height = top + _SIDE * len(classes) + 4
     parts = [element("text", "taken for (same order)", x=left, y=10)]
     for i, (name, row) in enumerate(zip(classes, counts, strict=True)):
         y = top + _SIDE * i
         label = name if len(name) <= 18 else f"{name[:17]}…"
-        parts.append(element("text", label, x=left - 5, y=y + 9, text_anchor="end"))
+        parts.append(element("text", label, x=left - 5, y=y + 11, text_anchor="end"))
         total = sum(row) or 1
         for j, count in enumerate(row):
             if not count:
