@@ -54,9 +54,10 @@ def ridge_precision(covariance_DD: Tensor, divisor: float) -> Tensor:
 
 def precision(feature_ND: Tensor, label_N: Tensor, mean_CD: Tensor) -> Tensor:
     """Return the precision [D, D] that all classes share."""
-    centred_ND = feature_ND - mean_CD[label_N]
+    # The one large product is in float32: centred unit features lose nothing that matters.
+    centred_ND = (feature_ND - mean_CD[label_N]).float()
     num_rows = max(len(centred_ND), 2)
-    covariance_DD = (centred_ND.T @ centred_ND) / (num_rows - 1)
+    covariance_DD = (centred_ND.T @ centred_ND).to(mean_CD.dtype) / (num_rows - 1)
     return ridge_precision(covariance_DD, num_rows - 1)
 
 
@@ -71,7 +72,7 @@ def discriminant(mean_CD: Tensor, precision_DD: Tensor) -> tuple[Tensor, Tensor]
 def fit_gaussians(
     feature_ND: Tensor, label_N: Tensor, num_classes: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return means, precision, W and b, computed in float64."""
+    """Return means, precision, W and b, in float64."""
     feature_ND = feature_ND.double()
     mean_CD = class_means(feature_ND, label_N, num_classes)
     precision_DD = precision(feature_ND, label_N, mean_CD)
@@ -138,7 +139,7 @@ class Gda:
         )
 
         def gaussian(labelled: Labelled) -> Tensor:
-            return labelled.image_nD.double() @ weight_DC + bias_C
+            return labelled.image_nD @ weight_DC.float() + bias_C.float()
 
         alpha, _ = choose_alpha(validation.logit_nC, gaussian(validation), validation.label_n)
         return Fitted(lambda part: part.logit_nC + alpha * gaussian(part), {"alpha": alpha})

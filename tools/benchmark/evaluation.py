@@ -42,9 +42,9 @@ from tools.benchmark.ratio import Ratio, seconds
 import open_clip  # isort: skip
 
 MODEL = {
-    "embed_dim": 256,
-    "vision_cfg": {"image_size": 64, "patch_size": 8, "width": 256, "layers": 6},
-    "text_cfg": {"context_length": 77, "width": 256, "heads": 4, "layers": 3, "vocab_size": 49408},
+    "embed_dim": 192,
+    "vision_cfg": {"image_size": 64, "patch_size": 8, "width": 192, "layers": 4},
+    "text_cfg": {"context_length": 77, "width": 128, "heads": 2, "layers": 2, "vocab_size": 49408},
 }
 NUM_CLASSES = 20
 METHODS = (
@@ -108,7 +108,8 @@ def config_of(data: Path, work: Path, names: tuple[str, ...], methods: object) -
 def suite_lines(work: Path, num_images: int) -> list[str]:
     """Measure one pass against two, a second run, and each further method."""
     model, data = str(make_model(work / "model")), make_data(work / "data", num_images)
-    evaluate(config_of(data, work / "warm", ("labelled",), None), [model])  # imports, page cache
+    few = make_data(work / "few", 64)
+    evaluate(config_of(few, work / "warm", ("labelled", "captioned"), None), [model])  # imports
     both = config_of(data, work / "one", ("labelled", "captioned"), None)
     one = seconds(lambda: evaluate(both, [model]))
     two = 0.0
@@ -144,7 +145,7 @@ def gda_line() -> str:
     logits = 100 * held_out @ feature[:classes].T
     started = time.perf_counter()
     _, _, weight, bias = fit_gaussians(feature, label, classes)
-    choose_alpha(logits, held_out.double() @ weight + bias, truth)
+    choose_alpha(logits, held_out @ weight.float() + bias.float(), truth)
     spent = time.perf_counter() - started
     threads = torch.get_num_threads()
     name = f"GDA, 16 x 1,000 shots, D = 1024, {threads} threads"
