@@ -83,6 +83,12 @@ class Part:
     groups: Mapping[str, Groups] = field(default_factory=dict)
     distractors: tuple[tuple[str, ...], ...] = ()
     instances: tuple[str, ...] = ()
+    images_digest_of: Callable[[], str] | None = None  # None: that of the data
+
+    @cached_property
+    def images_digest(self) -> str:
+        """The sha256 over the images alone: datasets of the same images share their features."""
+        return self.data_digest if self.images_digest_of is None else self.images_digest_of()
 
     @cached_property
     def data_digest(self) -> str:

@@ -24,7 +24,7 @@ import hashlib
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -294,7 +294,11 @@ class _Reader:
             distractors if config.task == "selection" else (),
             instances if config.task == "selection" else (),
         )
-        return Part(**{**vars(part), "digest_of": lambda: _digest(split, part, records, files)})
+        return replace(
+            part,
+            digest_of=lambda: _digest(split, part, records, files),
+            images_digest_of=lambda: _images_digest(records, files),
+        )
 
     def _labels(self, records: Sequence[Record]) -> IntArray:
         classes = self.classes()
@@ -332,6 +336,17 @@ def _digest(split: str, part: Part, records: Sequence[Record], files: Sequence[P
         {n: [g.names, g.index_n.tolist()] for n, g in part.groups.items()},
     ]
     return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
+
+
+def _images_digest(records: Sequence[Record], files: Sequence[Path]) -> str:
+    """The sha256 over the bytes of the images' files, and where in them each image is."""
+    sources = sorted({record.image.tar for record in records} | set(files))
+    places = {path: number for number, path in enumerate(sources)}
+    content = [
+        [file_sha256(path) for path in sources],
+        [[places[r.image.tar], r.image.offset, r.image.num_bytes] for r in records],
+    ]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _json_entry(path: Path, key: str | None, kind: type) -> Any:

@@ -202,7 +202,7 @@ class Features:
         return self._checked(entry, name, part)[0]
 
     def _data(self, part: Part) -> dict[str, Any]:
-        return {"data": part.data_digest, "batch_size": self.options.batch_size}
+        return {"data": part.images_digest, "batch_size": self.options.batch_size}
 
     def _checked(self, entry: Entry, name: str, part: Part) -> tuple[Tensor, Part]:
         undecodable = {int(k): str(v) for k, v in entry.meta.get("undecodable", {}).items()}
