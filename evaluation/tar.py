@@ -99,6 +99,14 @@ def scan_tar(path: Path, *, may_repeat_keys: bool = False) -> list[TarSample]:
     a name that is not UTF-8 is written out ("\\xff"). Raises DataError where the tar is damaged or
     cut off, a member is sparse, or a member comes twice and may not.
     """
+    status = path.stat()
+    return list(_scan(path, may_repeat_keys, status.st_size, status.st_mtime_ns))
+
+
+@lru_cache(maxsize=16)  # two datasets may ask different things of the same tars
+def _scan(
+    path: Path, may_repeat_keys: bool, num_bytes: int, mtime_ns: int
+) -> tuple[TarSample, ...]:
     samples: list[TarSample] = []
     newest: dict[str, TarSample] = {}  # by key
     end = 0
@@ -132,7 +140,7 @@ def scan_tar(path: Path, *, may_repeat_keys: bool = False) -> list[TarSample]:
             f"{path} is not a readable tar ({error}). Expected an uncompressed tar; copy it again."
         ) from None
     _check_end(path, end)
-    return samples
+    return tuple(samples)
 
 
 def _check_end(path: Path, end: int) -> None:
