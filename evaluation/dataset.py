@@ -1,33 +1,28 @@
-"""Evaluation datasets in the folder layout of CLIP_benchmark and DataComp (docs/formats.md).
+"""An evaluation dataset: splits of images with labels, captions or groups, and its prompts.
 
-    classnames.txt  zeroshot_classification_templates.txt  [dataset_type.txt]
-    test/nshards.txt  test/0.tar  test/1.tar ...
-
-The order of samples is the order in the tars, tar after tar: results never depend on how images are
-read. Nothing is decoded here; see images.py.
+Two forms are read: the folder layout of CLIP_benchmark (layout.py) and a YAML file that says where
+everything is (description.py). The order of samples is that of the files. Nothing is decoded here.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
 from configs.errors import DataError
-from evaluation.config import DatasetConfig, Task
-from evaluation.tar import IMAGE_EXTENSIONS, Span, TarSample, digest_files, scan_tar
+from evaluation.tar import Span
+from evaluation.task import Task
 
 IntArray = npt.NDArray[np.int64]
 PLACEHOLDER = "{c}"
-MAX_TARS = 100_000
-_MAX_DIGITS = 9
+NO_ROWS: IntArray = np.empty(0, dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -39,209 +34,122 @@ class ImageSample:
 
 
 @dataclass(frozen=True)
-class EvaluationDataset:
-    """The images of a dataset, in tar order."""
+class Groups:
+    """An attribute: the names of its groups, and each image's group."""
 
-    name: str
-    folder: Path
+    names: tuple[str, ...]
+    index_n: IntArray
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The texts of each class: one a template, or the class's own list."""
+
+    class_names: tuple[str, ...]
+    templates: tuple[str, ...] = ()
+    per_class: tuple[tuple[str, ...], ...] | None = None
+
+    def of(self, label: int) -> list[str]:
+        """Return the prompts of a class. A class name is text, never a format string."""
+        if self.per_class is not None:
+            return list(self.per_class[label])
+        name = self.class_names[label]
+        return [template.replace(PLACEHOLDER, name) for template in self.templates]
+
+    @property
+    def num_prompts(self) -> int:
+        """The number of prompts over all classes."""
+        if self.per_class is not None:
+            return sum(map(len, self.per_class))
+        return len(self.class_names) * len(self.templates)
+
+    @cached_property
+    def digest(self) -> str:
+        """The sha256 over class names and templates (or each class's prompts), in order."""
+        texts = self.templates if self.per_class is None else self.per_class
+        prompts = json.dumps([self.class_names, texts], ensure_ascii=False)
+        return hashlib.sha256(prompts.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Part:
+    """One split. What a dataset does not have is None or empty."""
+
     samples: tuple[ImageSample, ...]
+    digest_of: Callable[[], str]
+    labels_n: IntArray | None = None
+    captions: tuple[str, ...] = ()
+    image_of_caption_m: IntArray = field(default_factory=lambda: NO_ROWS)
+    groups: Mapping[str, Groups] = field(default_factory=dict)
+    distractors: tuple[tuple[str, ...], ...] = ()
+    instances: tuple[str, ...] = ()
+    images_digest_of: Callable[[], str] | None = None  # None: that of the data
+
+    @cached_property
+    def images_digest(self) -> str:
+        """The sha256 over the images alone: datasets of the same images share their features."""
+        return self.data_digest if self.images_digest_of is None else self.images_digest_of()
 
     @cached_property
     def data_digest(self) -> str:
-        """The sha256 over the dataset's tars: path, size and sha256 of each."""
-        return digest_files(_tars(self.folder), self.folder)
+        """The sha256 over the files of the split (docs/formats.md, Results)."""
+        return self.digest_of()
 
-
-@dataclass(frozen=True)
-class ClassificationDataset(EvaluationDataset):
-    """Images with one label each. Class names may repeat; a label is a line number."""
-
-    labels_n: IntArray
-    class_names: tuple[str, ...]
-    templates: tuple[str, ...]
-    task: Task = "zero_shot"
-
-    @cached_property
-    def prompt_digest(self) -> str:
-        """The sha256 over class names and templates, in order."""
-        prompts = json.dumps([self.class_names, self.templates], ensure_ascii=False)
-        return hashlib.sha256(prompts.encode()).hexdigest()
-
-    def prompts(self, class_name: str) -> list[str]:
-        """Return the prompts, one a template. A class name is text, never a format string."""
-        return [template.replace(PLACEHOLDER, class_name) for template in self.templates]
+    def labels(self) -> IntArray:
+        """Return the labels [n]; call it where the dataset is known to have them."""
+        assert self.labels_n is not None, "a split without labels"
+        return self.labels_n
 
     def without(self, positions: Sequence[int]) -> Self:
-        """Return the dataset without the samples at `positions`."""
-        keep_n = _kept(len(self.samples), positions)
-        samples = tuple(self.samples[i] for i in keep_n)
-        return replace(self, samples=samples, labels_n=self.labels_n[keep_n])
+        """Return the split without the samples at `positions` and what belongs to them."""
+        keep_n = np.setdiff1d(np.arange(len(self.samples)), np.asarray(positions, dtype=np.int64))
+        return self.take(keep_n)
 
-
-@dataclass(frozen=True)
-class RetrievalDataset(EvaluationDataset):
-    """Images with one or more captions each."""
-
-    captions: tuple[str, ...]
-    image_of_caption_m: IntArray  # position of each caption's image
-    task: Task = "retrieval"
-    prompt_digest: None = None
-
-    def without(self, positions: Sequence[int]) -> Self:
-        """Return the dataset without the samples at `positions` and their captions."""
-        keep_n = _kept(len(self.samples), positions)
+    def take(self, keep_n: IntArray) -> Self:
+        """Return the samples at `keep_n` (ascending), with their captions."""
         kept_m = np.flatnonzero(np.isin(self.image_of_caption_m, keep_n))
         return replace(
             self,
             samples=tuple(self.samples[i] for i in keep_n),
+            labels_n=None if self.labels_n is None else self.labels_n[keep_n],
             captions=tuple(self.captions[i] for i in kept_m),
             image_of_caption_m=np.searchsorted(keep_n, self.image_of_caption_m[kept_m]),
+            groups={n: Groups(g.names, g.index_n[keep_n]) for n, g in self.groups.items()},
+            distractors=tuple(self.distractors[i] for i in keep_n) if self.distractors else (),
+            instances=tuple(self.instances[i] for i in keep_n) if self.instances else (),
         )
 
 
-AnyDataset = ClassificationDataset | RetrievalDataset
+@dataclass(frozen=True)
+class EvaluationDataset:
+    """A dataset: what it is called, what is asked, and its splits, which are read when needed."""
 
+    name: str
+    task: Task
+    class_names: tuple[str, ...]
+    prompts: Prompts | None
+    sources: Mapping[str, Callable[[str], Part]]
+    parts: dict[str, Part] = field(default_factory=dict)
 
-def load_dataset(config: DatasetConfig) -> AnyDataset:
-    """List a dataset: samples, labels or captions, prompts.
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The names of the splits."""
+        return tuple(self.sources)
 
-    Raises DataError where the folder is not in the layout, a sample lacks its image, label or
-    caption, or the dataset is empty.
-    """
-    folder = config.path
-    if not folder.is_dir():
-        raise DataError(
-            f"there is no dataset folder {folder}; expected one in the CLIP_benchmark layout "
-            "(classnames.txt, test/nshards.txt, test/0.tar). Make it or mend the path in the "
-            "config."
-        )
-    samples = [sample for tar in _tars(folder) for sample in scan_tar(tar)]
-    if not samples:
-        raise DataError(f"{folder} is empty: its tars in {folder / 'test'} hold no sample.")
-    images = tuple(_image_sample(sample, folder) for sample in samples)
-    if (config.task or _type_of(folder)) == "retrieval":
-        captions, image_of_caption_m = _captions(samples, folder)
-        return RetrievalDataset(config.label, folder, images, captions, image_of_caption_m)
-    class_names = _lines(folder / "classnames.txt", "one class name a line, line number = label")
-    templates = _lines(
-        folder / "zeroshot_classification_templates.txt",
-        f"one prompt a line, for example: a photo of a {PLACEHOLDER}.",
-    )
-    for template in templates:
-        if PLACEHOLDER not in template:
-            raise DataError(
-                f"{folder / 'zeroshot_classification_templates.txt'}: the template {template!r} "
-                "does "
-                f"not say where the class name goes; expected {PLACEHOLDER} in it."
-            )
-    labels_n = _labels(samples, len(class_names), folder)
-    return ClassificationDataset(config.label, folder, images, labels_n, class_names, templates)
+    def part(self, split: str) -> Part:
+        """Return a split. Raises DataError where the dataset does not have it."""
+        if split not in self.sources:
+            raise DataError(f"{self.name} has no {split} split; it has {', '.join(self.sources)}.")
+        if split not in self.parts:
+            self.parts[split] = self.sources[split](split)
+        return self.parts[split]
 
+    @property
+    def test(self) -> Part:
+        """The split that is judged."""
+        return self.part("test")
 
-def _kept(num_samples: int, positions: Sequence[int]) -> IntArray:
-    return np.setdiff1d(np.arange(num_samples), np.asarray(positions, dtype=np.int64))
-
-
-def _number(text: str) -> int | None:
-    """Return the number that up to 9 digits are, None for anything else (int() raises on many)."""
-    return int(text) if text.isdecimal() and len(text) <= _MAX_DIGITS else None
-
-
-def _tars(folder: Path) -> list[Path]:
-    count_file = folder / "test" / "nshards.txt"
-    if not count_file.is_file():
-        raise DataError(
-            f"{count_file} is missing; expected a file with the number of tars in "
-            f"{folder / 'test'} "
-            "(0.tar, 1.tar, ...). Is this folder in the CLIP_benchmark layout?"
-        )
-    text = count_file.read_text(encoding="utf-8", errors="replace").strip()
-    num_tars = _number(text)
-    if num_tars is None or not 1 <= num_tars <= MAX_TARS:
-        raise DataError(
-            f"{count_file}: expected the number of tars, 1 to {MAX_TARS:,}, got {text[:40]!r}."
-        )
-    tars = [folder / "test" / f"{number}.tar" for number in range(num_tars)]
-    missing = [tar for tar in tars if not tar.is_file()]
-    if missing:
-        raise DataError(
-            f"{count_file} promises {len(tars)} tars, but {missing[0]} is missing "
-            f"({len(missing)} in all). Copy the dataset again."
-        )
-    return tars
-
-
-def _type_of(folder: Path) -> Task:
-    path = folder / "dataset_type.txt"
-    if not path.is_file():
-        return "zero_shot"
-    kind = path.read_text(encoding="utf-8", errors="replace").strip()
-    if kind == "retrieval":
-        return "retrieval"
-    if kind in ("classification", "zeroshot_classification", "zero_shot"):
-        return "zero_shot"
-    raise DataError(f"{path}: expected retrieval or classification, got {kind[:40]!r}.")
-
-
-def _lines(path: Path, expected: str) -> tuple[str, ...]:
-    if not path.is_file():
-        raise DataError(f"{path} is missing; expected {expected}.")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 ({error}); expected {expected}.") from None
-    # Not splitlines(): it would also cut at characters that a class name may hold.
-    lines = [line.strip() for line in text.rstrip().split("\n")]
-    for number, line in enumerate(lines, start=1):
-        if not line:
-            raise DataError(f"{path}: line {number} is empty; expected {expected}.")
-    return tuple(lines)
-
-
-def _image_sample(sample: TarSample, folder: Path) -> ImageSample:
-    images = sample.images
-    if len(images) != 1:
-        raise DataError(
-            f"{folder}: sample {sample.key} has {len(images)} images; expected one of "
-            f".{', .'.join(IMAGE_EXTENSIONS)} (its members: {', '.join(sample.members)})."
-        )
-    return ImageSample(sample.key, images[0])
-
-
-def _labels(samples: Sequence[TarSample], num_classes: int, folder: Path) -> IntArray:
-    labels_n = np.empty(len(samples), dtype=np.int64)
-    for position, sample in enumerate(samples):
-        text = sample.text("cls")
-        if text is None:
-            raise DataError(
-                f"{folder}: sample {sample.key} has no .cls (its label). If this is a retrieval "
-                "dataset, "
-                "write `retrieval` into dataset_type.txt or set `task: retrieval`."
-            )
-        digits = text.strip()
-        label = _number(digits)
-        if label is None or label >= num_classes:
-            raise DataError(
-                f"{folder}: sample {sample.key} has the label {digits[:40]!r}; expected a number "
-                "from 0 to "
-                f"{num_classes - 1} (classnames.txt has {num_classes} lines)."
-            )
-        labels_n[position] = label
-    return labels_n
-
-
-def _captions(samples: Sequence[TarSample], folder: Path) -> tuple[tuple[str, ...], IntArray]:
-    captions: list[str] = []
-    image_of_caption: list[int] = []
-    for position, sample in enumerate(samples):
-        lines = (sample.text("txt") or "").split("\n")
-        own = [line.strip() for line in lines if line.strip()]
-        if not own:
-            raise DataError(
-                f"{folder}: sample {sample.key} has no caption; expected {sample.key}.txt with one "
-                "caption "
-                "a line."
-            )
-        captions += own
-        image_of_caption += [position] * len(own)
-    return tuple(captions), np.asarray(image_of_caption, dtype=np.int64)
+    @property
+    def prompt_digest(self) -> str | None:
+        """The digest of the prompts, None where there are no classes."""
+        return None if self.prompts is None else self.prompts.digest

@@ -11,11 +11,13 @@ Legend: b a batch, D embedding width.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -52,6 +54,8 @@ WEIGHTS_FILES = (
     "model.pth",
 )
 HUB, LOCAL = "hf-hub:", "local-dir:"
+EMA_FOLDER = "model_ema"  # beside `model` in a checkpoint
+Weights = Literal["raw", "ema"]
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,17 @@ class ModelSource:
     name: str  # as open_clip names it
     tag: str | None = None
     folder: Path | None = None
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What can be said of a checkpoint without loading its model."""
+
+    checkpoint: str
+    digest: str  # sha256 of the weights file
+    samples_seen: int | None
+    similarity: Similarity
+    setting_digest: str  # sha256 of architecture, preprocessing and tokenizer
 
 
 @dataclass(frozen=True)
@@ -86,10 +101,22 @@ class Encoder:
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         """Return text features [b, D] (float32, on the CPU, not normalized)."""
-        tokens = self.tokenizer(list(texts)).to(self.device)
+        return self.encode_tokens(self.tokens(texts))
+
+    def tokens(self, texts: Sequence[str]) -> Tensor:
+        """Return the token ids [b, L] of texts."""
+        return self.tokenizer(list(texts))
+
+    def encode_tokens(self, token_bL: Tensor) -> Tensor:
+        """Return text features [b, D] (float32, on the CPU, not normalized) of token ids."""
         with torch.no_grad(), self._autocast():
-            features_bD = self.model.encode_text(tokens)
+            features_bD = self.model.encode_text(token_bL.to(self.device))
         return self._checked(features_bD, "a text")
+
+    @property
+    def logit_scale(self) -> float:
+        """exp(s), what the model's similarities are multiplied by."""
+        return float(self.model.logit_scale.detach().float().exp())
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.precision == "fp32":
@@ -109,8 +136,8 @@ class Encoder:
         return features_bD
 
 
-def find_model(checkpoint: str) -> ModelSource:
-    """Say where a checkpoint's model is, without loading it.
+def find_model(checkpoint: str, weights: Weights = "raw") -> ModelSource:
+    """Say where a checkpoint's model is, without loading it; `weights` ema: its averaged one.
 
     Raises CheckpointError where it is neither a folder with a model nor an open_clip model with
     weights.
@@ -118,8 +145,15 @@ def find_model(checkpoint: str) -> ModelSource:
     path = Path(checkpoint.removeprefix(LOCAL))
     if path.exists() or checkpoint.startswith(LOCAL):
         folder = path if (path / CONFIG_FILE).is_file() else model_folder(path)
+        if weights == "ema":
+            folder = _ema_folder(checkpoint, folder)
         _weights_file(folder)
         return ModelSource(checkpoint, f"{LOCAL}{folder.resolve()}", folder=folder)
+    if weights == "ema":
+        raise CheckpointError(
+            f"weights: got ema, but {checkpoint!r} is an open_clip model, which has one set of "
+            "weights. Expected a run or a checkpoint of ours, or weights=raw."
+        )
     if checkpoint.startswith(HUB):
         return ModelSource(checkpoint, checkpoint)
     known = open_clip.list_models()
@@ -141,6 +175,16 @@ def find_model(checkpoint: str) -> ModelSource:
             f"{', '.join(tags) or '(none)'}."
         )
     return ModelSource(checkpoint, name, tag=tag)
+
+
+def _ema_folder(checkpoint: str, folder: Path) -> Path:
+    averaged = folder.with_name(EMA_FOLDER)
+    if not (averaged / CONFIG_FILE).is_file():
+        raise CheckpointError(
+            f"weights: got ema, but {checkpoint!r} has no averaged weights ({averaged}). Expected "
+            "a checkpoint of a run with `ema` on, or weights=raw."
+        )
+    return averaged
 
 
 def _weights_file(folder: Path) -> Path:
@@ -165,16 +209,59 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def load_encoder(checkpoint: str, *, device: str = "auto", precision: str = "fp32") -> Encoder:
+def identify(checkpoint: str, weights: Weights = "raw") -> Identity:
+    """Read a checkpoint's digests and geometry; its model is not built.
+
+    Raises CheckpointError where that cannot be.
+    """
+    source = find_model(checkpoint, weights)
+    try:
+        path = _weights_file(source.folder) if source.folder else _downloaded_weights(source)
+    except CheckpointError:
+        raise
+    except Exception as error:  # the hub client raises its own
+        raise _unloadable(source, error) from error
+    return Identity(
+        checkpoint=checkpoint,
+        digest=file_sha256(path),
+        samples_seen=_samples_seen(source.folder),
+        similarity=_similarity(source),
+        setting_digest=_setting_digest(source),
+    )
+
+
+def _setting_digest(source: ModelSource) -> str:
+    """The sha256 over everything but the weights that features depend on."""
+    setting: list[Any] = [version("open_clip_torch")]
+    if source.folder is None:
+        setting += [source.name, source.tag]
+    else:
+        known = {path.name for path in source.folder.iterdir()} - set(WEIGHTS_FILES)
+        files = [source.folder / name for name in sorted(known)]
+        setting += [[p.name, file_sha256(p)] for p in files if p.is_file()]
+    return hashlib.sha256(json.dumps(setting).encode()).hexdigest()
+
+
+def _unloadable(source: ModelSource, error: Exception) -> CheckpointError:
+    advice = (
+        f"Expected a folder with {CONFIG_FILE}, weights that fit it, and its tokenizer's files."
+        if source.folder is not None
+        else "It has to be downloaded: check the network, or give a local open_clip folder."
+    )
+    reason = str(error).rstrip(". ")
+    return CheckpointError(f"open_clip could not load {source.checkpoint!r}: {reason}. {advice}")
+
+
+def load_encoder(
+    checkpoint: str, *, device: str = "auto", precision: str = "fp32", weights: Weights = "raw"
+) -> Encoder:
     """Load a checkpoint for evaluation. Raises CheckpointError where that cannot be."""
-    source = find_model(checkpoint)
+    source = find_model(checkpoint, weights)
     target = choose_device(device)
     samples_seen = _samples_seen(source.folder)
     try:
         model = _load_model(source).to(target)
-        weights = (
-            _downloaded_weights(source) if source.folder is None else _weights_file(source.folder)
-        )
+        path = _weights_file(source.folder) if source.folder else _downloaded_weights(source)
         tokenizer = _tokenizer(source)
         preprocessing = _preprocessing(source, model)
         transform = image_transform_v2(preprocessing, is_train=False)
@@ -182,19 +269,11 @@ def load_encoder(checkpoint: str, *, device: str = "auto", precision: str = "fp3
     except CheckpointError:
         raise
     except Exception as error:  # open_clip, its hub client and safetensors each raise their own
-        advice = (
-            f"Expected a folder with {CONFIG_FILE}, weights that fit it, and its tokenizer's files."
-            if source.folder is not None
-            else "It has to be downloaded: check the network, or give a local open_clip folder."
-        )
-        reason = str(error).rstrip(". ")
-        raise CheckpointError(
-            f"open_clip could not load {checkpoint!r}: {reason}. {advice}"
-        ) from error
+        raise _unloadable(source, error) from error
     model.eval()
     return Encoder(
         checkpoint=checkpoint,
-        digest=file_sha256(weights),
+        digest=file_sha256(path),
         samples_seen=samples_seen,
         transform=transform,
         similarity=similarity,

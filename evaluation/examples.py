@@ -21,9 +21,8 @@ from torch import Tensor
 from configs import draws
 from configs.errors import DataError
 from configs.publish import publish_text
-from evaluation.dataset import AnyDataset, ClassificationDataset, ImageSample
+from evaluation.dataset import EvaluationDataset, ImageSample, Part
 from evaluation.images import read_image
-from evaluation.pixel_baseline import candidate_texts
 from evaluation.ranking import Scores
 
 EXAMPLES_FILE = "examples.json"
@@ -43,19 +42,26 @@ def small_png(sample: ImageSample) -> str:
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def retrieval_examples(checkpoint: str, dataset: AnyDataset, scores: Scores, *, seed: int) -> Json:
+def candidate_texts(dataset: EvaluationDataset, part: Part) -> tuple[str, ...]:
+    """Return what images are compared with: class names, or captions."""
+    return dataset.class_names if dataset.prompts is not None else part.captions
+
+
+def retrieval_examples(
+    checkpoint: str, dataset: EvaluationDataset, part: Part, scores: Scores, *, seed: int
+) -> Json:
     """Return up to 12 texts with their 5 nearest pictures, and 12 pictures with their texts.
 
     In a classification dataset a text is a class name, and right is a picture of that class.
     """
-    texts = candidate_texts(dataset)
-    if isinstance(dataset, ClassificationDataset):
-        image_id_n, text_id_m = dataset.labels_n, np.arange(len(texts))
+    texts = candidate_texts(dataset, part)
+    if dataset.prompts is not None:
+        image_id_n, text_id_m = part.labels(), np.arange(len(texts))
     else:
-        image_id_n, text_id_m = np.arange(len(dataset.samples)), dataset.image_of_caption_m
+        image_id_n, text_id_m = np.arange(len(part.samples)), part.image_of_caption_m
 
     def picture(position: int) -> Json:
-        sample = dataset.samples[position]
+        sample = part.samples[position]
         return {"key": sample.key, "png": small_png(sample)}
 
     by_text = [
@@ -77,7 +83,7 @@ def retrieval_examples(checkpoint: str, dataset: AnyDataset, scores: Scores, *, 
                 for j, score in _nearest(scores.image_rows(image, image + 1))
             ],
         }
-        for image in _chosen(len(dataset.samples), seed, "evaluation/example images")
+        for image in _chosen(len(part.samples), seed, "evaluation/example images")
     ]
     return {
         "checkpoint": checkpoint,

@@ -1,48 +1,59 @@
 """One pass over a dataset's images and texts. Every method runs on what comes out of here.
 
 Features are float32, on the CPU, and not normalized (some methods need the length); a method
-embeds them through the model's similarity.
+embeds them through the model's similarity. They come from the cache where they are in it.
 
-Legend: n images, m captions, C classes, T templates, D embedding width, b a batch.
+Legend: n images, m texts, D embedding width, b a batch.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from configs.errors import DataError, PairmillError
-from configs.progress import Bar, progress
-from evaluation.dataset import AnyDataset, ClassificationDataset, ImageSample, RetrievalDataset
-from evaluation.encoder import Encoder
+from configs.progress import progress
+from evaluation.cache import Entry, FeatureCache, key_of
+from evaluation.dataset import ImageSample, Part
+from evaluation.encoder import Encoder, Identity, Weights, load_encoder
 from evaluation.images import UndecodableImageError, read_image
-from pretrain.model.similarity import Similarity
+from evaluation.world import World
 
 NUM_NAMED = 5  # undecodable images that a message names
 
 
 @dataclass(frozen=True)
-class Features:
-    """The features of one dataset under one model, and the model's similarity."""
-
-    image_nD: Tensor
-    text_CD: Tensor  # class vectors (zero-shot) or caption features (retrieval)
-    similarity: Similarity
-
-
-@dataclass(frozen=True)
 class EncodeOptions:
-    """How to run over the images; none of it changes what is computed."""
+    """How to run over the images."""
 
     batch_size: int = 256
     num_workers: int = 0
     max_undecodable: int = 0
+
+
+class ImageTower(Protocol):
+    """Whatever turns pictures into features: a checkpoint's image tower, an auxiliary encoder."""
+
+    @property
+    def transform(self) -> Callable[[Image.Image], Tensor]:
+        """The preprocessing."""
+        ...
+
+    def encode_images(self, pixels_b3HW: Tensor) -> Tensor:
+        """Return features [b, D], float32 on the CPU."""
+        ...
 
 
 # Preprocessed pixels, why an image cannot be decoded, or what ends the run.
@@ -81,108 +92,214 @@ class _Pictures(torch.utils.data.Dataset[tuple[int, _Item]]):
             return position, error
 
 
-def keep_decodable(dataset: AnyDataset, undecodable: dict[int, str], limit: int) -> AnyDataset:
-    """Return the dataset without its undecodable images, if they are at most `limit`.
+def keep_decodable(name: str, part: Part, undecodable: dict[int, str], limit: int) -> Part:
+    """Return the split without its undecodable images, if they are at most `limit`.
 
     They are counted and named on stderr. Raises DataError where they are more, or nothing is left.
     """
     if not undecodable:
-        return dataset
+        return part
     named = [
-        f"{dataset.samples[position].key} in {dataset.samples[position].image.tar.name} ({reason})"
+        f"{part.samples[position].key} in {part.samples[position].image.tar.name} ({reason})"
         for position, reason in sorted(undecodable.items())[:NUM_NAMED]
     ]
     more = len(undecodable) - len(named)
     text = (
-        f"{dataset.name}: {len(undecodable)} of {len(dataset.samples):,} images cannot be decoded: "
+        f"{name}: {len(undecodable)} of {len(part.samples):,} images cannot be decoded: "
         f"{', '.join(named)}{f' and {more} more' if more else ''}"
     )
-    if len(undecodable) > limit or len(undecodable) == len(dataset.samples):
+    if len(undecodable) > limit or len(undecodable) == len(part.samples):
         raise DataError(
             f"{text}. Expected at most max_undecodable={limit}. Mend the dataset; or raise "
             "max_undecodable, and the result will stand on fewer images (n in its row)."
         )
     print(f"warning: {text}; left out", file=sys.stderr)
-    return dataset.without(list(undecodable))
+    return part.without(list(undecodable))
 
 
-def encode_dataset(
-    encoder: Encoder, dataset: AnyDataset, options: EncodeOptions
-) -> tuple[Features, AnyDataset]:
-    """Encode every image and text once; return the features and the dataset that they belong to.
+class Features:
+    """The features of one checkpoint, computed when they are asked for, each of them once."""
 
-    The dataset is the one given, less the images that cannot be decoded (see keep_decodable).
-    """
-    num_texts = (
-        len(dataset.class_names)
-        if isinstance(dataset, ClassificationDataset)
-        else len(dataset.captions)
-    )
-    total = len(dataset.samples) + num_texts
-    with progress(f"encode {dataset.name}", total=total, unit="images and texts") as bar:
-        image_nD, undecodable = _encode_images(encoder, dataset, options, bar)
-        dataset = keep_decodable(dataset, undecodable, options.max_undecodable)
-        if isinstance(dataset, RetrievalDataset):
-            text_CD = _encode_unique(
-                dataset.captions, options.batch_size, encoder.encode_texts, bar
-            )
-        else:
-            text_CD = class_vectors(encoder, dataset, options.batch_size, bar)
-    return Features(image_nD, text_CD, encoder.similarity), dataset
+    def __init__(
+        self,
+        identity: Identity,
+        cache: FeatureCache,
+        options: EncodeOptions,
+        *,
+        device: str = "auto",
+        precision: str = "fp32",
+        weights: Weights = "raw",
+        world: World | None = None,
+    ) -> None:
+        self.identity = identity
+        self.cache = cache
+        self.options = options
+        self.device = device
+        self.precision = precision
+        self.weights = weights
+        self.world = world or World()
+        self.seconds_encoding = 0.0  # since the start of the run; none where all was in the cache
 
-
-def _encode_images(
-    encoder: Encoder, dataset: AnyDataset, options: EncodeOptions, bar: Bar
-) -> tuple[Tensor, dict[int, str]]:
-    loader = DataLoader(
-        _Pictures(dataset.samples, encoder.transform),
-        batch_size=options.batch_size,
-        num_workers=min(options.num_workers, -(-len(dataset.samples) // options.batch_size)),
-        collate_fn=_Batch,
-    )
-    features: list[Tensor] = []
-    undecodable: dict[int, str] = {}
-    for batch in loader:
-        if batch.errors:
-            raise batch.errors[0]
-        if batch.pixels:
-            features.append(encoder.encode_images(torch.stack(batch.pixels)))
-        undecodable |= batch.undecodable
-        bar.advance(batch.num_samples, samples=batch.num_samples)
-    return torch.cat(features) if features else torch.empty(0, 0), undecodable
-
-
-def class_vectors(
-    encoder: Encoder, dataset: ClassificationDataset, batch_size: int, bar: Bar
-) -> Tensor:
-    """Return one vector a class [C, D]: the model's similarity combines the prompts of a class.
-
-    For cosine: normalize, mean over templates, normalize (reference: OpenAI's notebook).
-    """
-    num_templates = len(dataset.templates)
-
-    def encode(class_names: Sequence[str]) -> Tensor:
-        prompts = [prompt for name in class_names for prompt in dataset.prompts(name)]
-        batches = [prompts[i : i + batch_size] for i in range(0, len(prompts), batch_size)]
-        feature_pD = torch.cat([encoder.encode_texts(batch) for batch in batches])
-        return encoder.similarity.class_vectors(
-            feature_pD.reshape(len(class_names), num_templates, -1)
+    @cached_property
+    def encoder(self) -> Encoder:
+        """The loaded model. Not loaded where everything is in the cache."""
+        return load_encoder(
+            self.identity.checkpoint,
+            device=self.device,
+            precision=self.precision,
+            weights=self.weights,
         )
 
-    num_classes_at_once = max(1, batch_size // num_templates)
-    return _encode_unique(dataset.class_names, num_classes_at_once, encode, bar)
+    def _model(self) -> dict[str, Any]:
+        return {
+            "weights": self.identity.digest,
+            "setting": self.identity.setting_digest,
+            "precision": self.precision,
+        }
 
+    def logit_scale(self) -> float:
+        """Return exp(s) of the model, from the cache where it is in it."""
+        key = key_of({**self._model(), "kind": "logit_scale"})
+        entry = self.cache.get(key)
+        if entry is None:
+            scale = torch.tensor([[self.encoder.logit_scale]])
+            self._publish(key, scale, {"kind": "scale", "what": "the logit scale"})
+            return float(scale)
+        return float(entry.feature_nD)
 
-def _encode_unique(
-    texts: Sequence[str], batch_size: int, encode: Callable[[Sequence[str]], Tensor], bar: Bar
-) -> Tensor:
-    """Encode each distinct text once, so that equal texts have equal features and tie exactly."""
-    position = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-    unique = list(position)
-    features = []
-    for start in range(0, len(unique), batch_size):
-        batch = unique[start : start + batch_size]
-        features.append(encode(batch))
-        bar.advance(len(batch))
-    bar.advance(len(texts) - len(unique))
-    return torch.cat(features)[torch.tensor([position[text] for text in texts])]
+    def _publish(self, key: str, feature_nD: Tensor, meta: dict[str, Any]) -> None:
+        if self.world.rank == 0:
+            self.cache.put(key, feature_nD, {"checkpoint": self.identity.checkpoint, **meta})
+
+    def images(self, name: str, split: str, part: Part) -> tuple[Tensor, Part]:
+        """Return image features [n, D] and the split that they belong to.
+
+        The split is the one given, less the images that cannot be decoded (see keep_decodable).
+        """
+        key = key_of({**self._model(), "kind": "images", **self._data(part)})
+        what = f"{name} ({split})"
+        entry = self.cache.get(key)
+        if entry is None:
+            entry = self._encoded(key, what, part, lambda: self.encoder)
+            self.logit_scale()  # cached while the model is there
+        return self._checked(entry, name, part)
+
+    def images_together(self, name: str, split: str, part: Part) -> None:
+        """Encode a split with all ranks, where it is not in the cache of one of them."""
+        key = key_of({**self._model(), "kind": "images", **self._data(part)})
+        if self.world.any(self.cache.get(key) is None):
+            self._encoded(key, f"{name} ({split})", part, lambda: self.encoder)
+            self.logit_scale()  # cached while the model is there
+
+    def auxiliary(
+        self, identity: str, tower: Callable[[], ImageTower], name: str, split: str, part: Part
+    ) -> Tensor:
+        """Return another encoder's features of a split; `identity` names its weights."""
+        key = key_of({"auxiliary": identity, "precision": "fp32", **self._data(part)})
+        entry = self.cache.get(key)
+        if entry is None:
+            entry = self._encoded(key, f"{name} ({split}) by {identity}", part, tower)
+        return self._checked(entry, name, part)[0]
+
+    def _data(self, part: Part) -> dict[str, Any]:
+        return {"data": part.images_digest, "batch_size": self.options.batch_size}
+
+    def _checked(self, entry: Entry, name: str, part: Part) -> tuple[Tensor, Part]:
+        undecodable = {int(k): str(v) for k, v in entry.meta.get("undecodable", {}).items()}
+        kept = keep_decodable(name, part, undecodable, self.options.max_undecodable)
+        return entry.feature_nD, kept
+
+    def _encoded(self, key: str, what: str, part: Part, tower: Callable[[], ImageTower]) -> Entry:
+        started = time.monotonic()
+        size = self.options.batch_size
+        num_parts = -(-len(part.samples) // size)
+        error = None
+        try:
+            own = [
+                number
+                for number in self.cache.missing_parts(key, num_parts)
+                if number % self.world.size == self.world.rank
+            ]
+            self._encode_parts(key, what, part, own, tower)
+        except (PairmillError, OSError) as caught:
+            error = caught
+        self.world.together(error)
+        try:
+            feature_nD, undecodable = self.cache.join_parts(key, num_parts)
+        except FileNotFoundError:  # another run has finished meanwhile, and removed them
+            entry = self.cache.get(key)
+            if entry is None:
+                raise
+            return entry
+        meta: dict[str, Any] = {"kind": "images", "what": what, "data": part.data_digest}
+        meta["undecodable"] = {str(k): v for k, v in undecodable.items()}
+        self.world.together()  # before rank 0 removes the parts
+        self._publish(key, feature_nD, meta)
+        self.world.together()
+        self.seconds_encoding += time.monotonic() - started
+        return Entry(feature_nD, meta)
+
+    def _encode_parts(
+        self,
+        key: str,
+        what: str,
+        part: Part,
+        numbers: Sequence[int],
+        tower: Callable[[], ImageTower],
+    ) -> None:
+        if not numbers:
+            return
+        size, total = self.options.batch_size, len(part.samples)
+        batches = [list(range(n * size, min((n + 1) * size, total))) for n in numbers]
+        encoder = tower()
+        loader = DataLoader(
+            _Pictures(part.samples, encoder.transform),
+            batch_sampler=batches,
+            num_workers=min(self.options.num_workers, len(batches)),
+            collate_fn=_Batch,
+        )
+        with progress(f"encode {what}", total=sum(map(len, batches)), unit="images") as bar:
+            for number, batch in zip(numbers, loader, strict=True):
+                if batch.errors:
+                    raise batch.errors[0]
+                found = torch.empty(0, 0)
+                if batch.pixels:
+                    found = encoder.encode_images(torch.stack(batch.pixels))
+                self.cache.put_part(key, number, found, batch.undecodable)
+                bar.advance(batch.num_samples, samples=batch.num_samples)
+
+    def texts(self, texts: Sequence[str], what: str) -> Tensor:
+        """Return raw text features [m, D].
+
+        Each distinct text is encoded once, so that equal texts have equal features and tie exactly.
+        """
+        unique = sorted(set(texts))
+        digest = hashlib.sha256(json.dumps(unique, ensure_ascii=False).encode()).hexdigest()
+        size = self.options.batch_size
+        content = {"kind": "texts", "texts": digest, "batch_size": size}
+        key = key_of({**self._model(), **content})
+        entry = self.cache.get(key)
+        if entry is None:
+            entry = self._encoded_texts(key, unique, what)
+        position = {text: i for i, text in enumerate(unique)}
+        index = torch.from_numpy(np.asarray([position[text] for text in texts], dtype=np.int64))
+        return entry.feature_nD[index]
+
+    def _encoded_texts(self, key: str, unique: Sequence[str], what: str) -> Entry:
+        started = time.monotonic()
+        size = self.options.batch_size
+        token_mL = torch.cat(
+            [self.encoder.tokens(unique[i : i + size]) for i in range(0, len(unique), size)]
+        )
+        # Texts that the model cannot tell apart are encoded once too, and tie exactly.
+        distinct_uL, inverse_m = torch.unique(token_mL, dim=0, return_inverse=True)
+        found = []
+        with progress(f"encode texts of {what}", total=len(distinct_uL), unit="texts") as bar:
+            for batch in torch.split(distinct_uL, size):
+                found.append(self.encoder.encode_tokens(batch))
+                bar.advance(len(batch))
+        feature_mD = torch.cat(found)[inverse_m]
+        meta = {"kind": "texts", "what": what}
+        self._publish(key, feature_mD, meta)
+        self.seconds_encoding += time.monotonic() - started
+        return Entry(feature_mD, meta)

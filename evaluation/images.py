@@ -18,7 +18,7 @@ class UndecodableImageError(Exception):
 
 
 def read_image(span: Span) -> Image.Image:
-    """Read and decode one image, as RGB.
+    """Read and decode one image, as RGB; what is transparent becomes white, as in training.
 
     Raises UndecodableImageError; a picture of more pixels than Pillow deems safe (89 million) is
     refused from its header.
@@ -30,9 +30,17 @@ def read_image(span: Span) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
-                return image.convert("RGB")
+                return _on_white(image)
     except MemoryError:
         raise
     except Exception as error:  # Pillow's decoders raise whatever a hostile file provokes
         reason = str(error).partition(" <_io")[0] or type(error).__name__
         raise UndecodableImageError(reason) from None
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from configs.errors import DataError
 from configs.progress import progress
-from evaluation.dataset import AnyDataset, ClassificationDataset
+from evaluation.dataset import EvaluationDataset, Part
 from evaluation.features import keep_decodable
 from evaluation.images import UndecodableImageError, read_image
 from evaluation.tar import Span, TarSample, digest_files, scan_tar
@@ -38,9 +38,10 @@ _WORD = re.compile(r"\w+")
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The dataset (less its undecodable images) and each image's nearest neighbour's caption."""
+    """A test split (less its undecodable images) and each image's nearest neighbour's caption."""
 
-    dataset: AnyDataset
+    dataset: EvaluationDataset
+    part: Part
     captions: tuple[str, ...]
 
 
@@ -96,11 +97,6 @@ def _overlaps(rows: Sequence[frozenset[str]], columns: Sequence[frozenset[str]])
     return torch.from_numpy(overlap)
 
 
-def candidate_texts(dataset: AnyDataset) -> tuple[str, ...]:
-    """Return what a neighbour's caption is compared with: class names, or captions."""
-    return dataset.class_names if isinstance(dataset, ClassificationDataset) else dataset.captions
-
-
 def reference_tars(folder: Path) -> list[Path]:
     """Return the reference dataset's tars, by name. Raises DataError where there are none."""
     tars = sorted(folder.glob("*.tar"))
@@ -119,24 +115,25 @@ def reference_digest(folder: Path) -> str:
 
 
 def find_neighbours(
-    datasets: Sequence[AnyDataset], reference: Path, *, max_undecodable: int = 0
+    datasets: Sequence[EvaluationDataset], reference: Path, *, max_undecodable: int = 0
 ) -> list[Neighbours]:
     """Find every test image's nearest reference image, in one pass over the reference.
 
     Equally near images: the first in tar order. Reference images that cannot be decoded, or have no
     caption, are left out and counted on stderr.
     """
-    kept: list[AnyDataset] = []
+    kept: list[Part] = []
     vectors: list[FloatArray] = []
     for dataset in datasets:
-        vector_nP, undecodable = _vectors([sample.image for sample in dataset.samples])
-        kept.append(keep_decodable(dataset, undecodable, max_undecodable))
+        part = dataset.test
+        vector_nP, undecodable = _vectors([sample.image for sample in part.samples])
+        kept.append(keep_decodable(dataset.name, part, undecodable, max_undecodable))
         vectors.append(vector_nP)
     captions = _nearest_captions(np.concatenate(vectors), reference)
-    ends = np.cumsum([len(dataset.samples) for dataset in kept])
+    ends = np.cumsum([len(part.samples) for part in kept])
     return [
-        Neighbours(dataset, tuple(captions[end - len(dataset.samples) : end]))
-        for dataset, end in zip(kept, ends, strict=True)
+        Neighbours(dataset, part, tuple(captions[end - len(part.samples) : end]))
+        for dataset, part, end in zip(datasets, kept, ends, strict=True)
     ]
 
 

@@ -5,11 +5,15 @@ The fields are those of docs/formats.md, Results.
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import importlib.metadata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from configs.errors import DataError
 from configs.publish import publish_text
@@ -26,24 +30,40 @@ class Result(Config):
     checkpoint_digest: str
     samples_seen: int | None
     dataset: str
-    task: str
+    method: str
+    shots: int | None = None
     metric: str
     value: float
-    interval: tuple[float, float]
-    chance: float
+    interval: tuple[float, float] | None
+    chance: float | None
     n: int
     seed: int
+    seeds: tuple[int, ...] = ()
+    chosen: dict[str, Any] = Field(default_factory=dict)
+    compat: str = "none"
     metric_definition: str
     prompt_digest: str | None
     data_digest: str
     config_digest: str
+    job_digest: str = ""
     version: str
     seconds: float
 
     @property
-    def order(self) -> tuple[str, str, str]:
+    def metric_id(self) -> str:
+        """What was measured, down to its definition: METHOD/METRIC#8 hexadecimal digits."""
+        digest = hashlib.sha256(self.metric_definition.encode()).hexdigest()[:8]
+        return f"{self.method}/{self.metric}#{digest}"
+
+    @property
+    def job(self) -> tuple[str, str, str, str]:
+        """What was computed in one go, and is replaced together."""
+        return self.dataset, self.method, self.checkpoint, self.compat
+
+    @property
+    def order(self) -> tuple[str, str, str, str, int]:
         """The key by which rows are sorted; metrics stay in the order of their method."""
-        return self.dataset, self.task, self.checkpoint
+        return (*self.job, self.shots or 0)
 
 
 def software_version() -> str:
@@ -84,14 +104,26 @@ def read_published(folder: Path) -> list[Result]:
 
 
 def merge(old: Iterable[Result], new: Sequence[Result]) -> list[Result]:
-    """Return both, sorted; new rows replace the old of their checkpoint, dataset and task."""
-    replaced = {row.order for row in new}
-    kept = [row for row in old if row.order not in replaced]
+    """Return both, sorted; new rows replace the old of their checkpoint, dataset and method."""
+    replaced = {row.job for row in new}
+    kept = [row for row in old if row.job not in replaced]
     return sorted([*kept, *new], key=lambda row: row.order)
 
 
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from merging into the folder's files: tasks of an array share it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w", encoding="utf-8") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        yield
+
+
 def publish_results(folder: Path, new: Sequence[Result]) -> Path:
-    """Merge the rows into the folder's results.jsonl; rows of other checkpoints stay."""
+    """Merge the rows into the folder's results.jsonl; rows of other checkpoints stay.
+
+    Call it within `locked`.
+    """
     path = folder / RESULTS_FILE
     rows = merge(read_published(folder), new)
     publish_text(path, "".join(row.model_dump_json() + "\n" for row in rows))
@@ -101,26 +133,30 @@ def publish_results(folder: Path, new: Sequence[Result]) -> Path:
 def table(results: Sequence[Result]) -> str:
     """Return the rows as a table for people, the baseline's value beside each checkpoint's."""
     beside = {
-        (row.dataset, row.task, row.metric): row.value
+        (row.dataset, row.method, row.metric): row.value
         for row in results
         if row.checkpoint == BASELINE
     }
-    header = ("dataset", "metric", "value %", "95 % interval", "chance %", "baseline %", "n")
+    header = ("dataset", "method", "metric", "value", "95 % interval", "chance", "baseline", "n")
     tables = []
     for checkpoint in sorted({row.checkpoint for row in results} - {BASELINE}) or [BASELINE]:
         lines = [header]
         for row in sorted(results, key=lambda row: row.order):
             if row.checkpoint != checkpoint:
                 continue
-            pixel = beside.get((row.dataset, row.task, row.metric))
+            pixel = beside.get((row.dataset, row.method, row.metric))
+            low_high = "-"
+            if row.interval is not None:
+                low_high = f"{written(row, row.interval[0])} - {written(row, row.interval[1])}"
             lines.append(
                 (
                     row.dataset,
+                    method_label(row),
                     row.metric,
-                    _percent(row.value),
-                    f"{_percent(row.interval[0])} - {_percent(row.interval[1])}",
-                    _percent(row.chance),
-                    "-" if pixel is None else _percent(pixel),
+                    written(row, row.value),
+                    low_high,
+                    "-" if row.chance is None else written(row, row.chance),
+                    "-" if pixel is None else written(row, pixel),
                     f"{row.n:,}",
                 )
             )
@@ -128,15 +164,33 @@ def table(results: Sequence[Result]) -> str:
     return "\n\n".join(tables)
 
 
-def _percent(fraction: float) -> str:
-    """Write a fraction as per cent with enough digits to tell a small chance level from zero."""
-    percent = 100 * fraction
-    return f"{percent:.3f}" if 0 < percent < 1 else f"{percent:.1f}"
+def method_label(row: Result) -> str:
+    """Return the method with its shots, marked where the authors' protocol looked at test data."""
+    shots = f" {row.shots}-shot" if row.shots is not None else ""
+    return f"{row.method}{shots}{' (published protocol)' if row.compat == 'published' else ''}"
+
+
+# Metrics that are no fraction: written as plain numbers.
+_PLAIN = ("nll", "brier", "clip_score", "ref_clip_score", "mano_score", "alignment", "modality_gap")
+_PLAIN_STEMS = ("uniformity", "effective_rank", "cone", "nll", "brier")
+
+
+def is_fraction(metric: str) -> bool:
+    """Whether a metric is a share, and so is written in per cent."""
+    return metric not in _PLAIN and not metric.startswith(_PLAIN_STEMS)
+
+
+def written(row: Result, number: float) -> str:
+    """Write a number of a row: a fraction as per cent, with enough digits to tell it from zero."""
+    if not is_fraction(row.metric):
+        return f"{number:.4g}"
+    percent = 100 * number
+    return f"{percent:.3f} %" if 0 < percent < 1 else f"{percent:.1f} %"
 
 
 def _aligned(lines: Sequence[tuple[str, ...]]) -> str:
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    num_left = 2  # names to the left, numbers to the right
+    num_left = 3  # names to the left, numbers to the right
     return "\n".join(
         "  ".join(
             cell.ljust(width) if i < num_left else cell.rjust(width)

@@ -12,6 +12,7 @@ import os
 import tarfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from configs.errors import DataError
@@ -98,6 +99,14 @@ def scan_tar(path: Path, *, may_repeat_keys: bool = False) -> list[TarSample]:
     a name that is not UTF-8 is written out ("\\xff"). Raises DataError where the tar is damaged or
     cut off, a member is sparse, or a member comes twice and may not.
     """
+    status = path.stat()
+    return list(_scan(path, may_repeat_keys, status.st_size, status.st_mtime_ns))
+
+
+@lru_cache(maxsize=16)  # two datasets may ask different things of the same tars
+def _scan(
+    path: Path, may_repeat_keys: bool, num_bytes: int, mtime_ns: int
+) -> tuple[TarSample, ...]:
     samples: list[TarSample] = []
     newest: dict[str, TarSample] = {}  # by key
     end = 0
@@ -131,7 +140,7 @@ def scan_tar(path: Path, *, may_repeat_keys: bool = False) -> list[TarSample]:
             f"{path} is not a readable tar ({error}). Expected an uncompressed tar; copy it again."
         ) from None
     _check_end(path, end)
-    return samples
+    return tuple(samples)
 
 
 def _check_end(path: Path, end: int) -> None:
@@ -166,6 +175,12 @@ def digest_files(paths: Iterable[Path], root: Path) -> str:
 
 
 def file_sha256(path: Path) -> str:
-    """Return the sha256 (hex) of a file."""
+    """Return the sha256 (hex) of a file; read once a run, unless its size or time changes."""
+    status = path.stat()
+    return _sha256(str(path.resolve()), status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=1 << 16)
+def _sha256(path: str, num_bytes: int, mtime_ns: int) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -20,6 +20,7 @@ LONGEST_FIRST = (
     "pretrain/test_loader.py",
     "pretrain/test_remote.py",
     "pretrain/test_tokenizer.py",
+    "evaluation/test_queue.py",
 )
 
 

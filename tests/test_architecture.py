@@ -77,6 +77,7 @@ def test_one_file_alone_imports_ray_and_one_deepspeed():
         ("pretrain.config", ["torch", "open_clip"]),
         ("curation.job", ["torch"]),
         ("evaluation.suite", ["ray", "deepspeed", "curation"]),
+        ("evaluation.config", ["torch", "open_clip"]),
         ("tools.cli", ["torch", "ray", "numpy", "pydantic"]),
     ],
 )

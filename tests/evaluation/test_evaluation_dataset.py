@@ -15,39 +15,38 @@ from conftest import COLORS, png, write_classification, write_retrieval, write_t
 
 from configs.errors import DataError
 from evaluation.config import DatasetConfig
-from evaluation.dataset import ClassificationDataset, RetrievalDataset, load_dataset
+from evaluation.dataset import EvaluationDataset
+from evaluation.datasets import load_dataset
 from evaluation.images import UndecodableImageError, read_image
 from evaluation.tar import Span, scan_tar
 
 Broken = Callable[..., Path]
 
 
-def load(folder: Path, **keys: object) -> ClassificationDataset | RetrievalDataset:
-    return load_dataset(DatasetConfig(path=folder, **keys))
+def load(folder: Path, **keys: object) -> EvaluationDataset:
+    return load_dataset(DatasetConfig(path=str(folder), **keys))
 
 
 def test_samples_stand_in_tar_order_with_their_labels(classification: Path) -> None:
     dataset = load(classification)
-    assert isinstance(dataset, ClassificationDataset)
-    keys = [sample.key for sample in dataset.samples]
+    keys = [sample.key for sample in dataset.test.samples]
     numbers = [*range(0, 18, 2), *range(1, 18, 2)]  # even ones in 0.tar, odd ones in 1.tar
     assert keys == [f"{number:06d}" for number in numbers]
-    assert dataset.labels_n.tolist() == [number % 6 for number in numbers]
-    assert dataset.samples[3].image.read() == png(6, 0)
+    assert dataset.test.labels().tolist() == [number % 6 for number in numbers]
+    assert dataset.test.samples[3].image.read() == png(6, 0)
     assert (dataset.name, dataset.class_names) == ("colours", COLORS)
-    assert dataset.prompts("red") == ["a red picture", "the colour red"]
+    assert dataset.prompts.of(0) == ["a red picture", "the colour red"]
 
 
 def test_captions_know_their_image(retrieval_data: Path) -> None:
     dataset = load(retrieval_data)
-    assert isinstance(dataset, RetrievalDataset)
-    assert dataset.captions[:4] == (
+    assert dataset.test.captions[:4] == (
         "picture 0 in red",
         "picture 1 in green",
         "number 1",
         "picture 2 in blue",
     )
-    assert dataset.image_of_caption_m[:7].tolist() == [0, 1, 1, 2, 2, 2, 3]
+    assert dataset.test.image_of_caption_m[:7].tolist() == [0, 1, 1, 2, 2, 2, 3]
 
 
 def test_class_names_may_repeat_and_are_never_format_strings(tmp_path: Path) -> None:
@@ -55,32 +54,29 @@ def test_class_names_may_repeat_and_are_never_format_strings(tmp_path: Path) -> 
     names = ["missile", "missile", "{0.__class__}", "{c}", "a\u2028b", "x"]
     (folder / "classnames.txt").write_text("\n".join(names))
     dataset = load(folder)
-    assert isinstance(dataset, ClassificationDataset)
     assert dataset.class_names == tuple(names)
-    assert dataset.prompts(names[2])[0] == "a {0.__class__} picture"
+    assert dataset.prompts.of(2)[0] == "a {0.__class__} picture"
 
 
 def test_the_digest_is_of_the_pictures_and_the_prompt_digest_of_the_words(tmp_path: Path) -> None:
     one = load(write_classification(tmp_path / "one"))
     same = load(write_classification(tmp_path / "two"))
-    assert one.data_digest == same.data_digest
+    assert one.test.data_digest == same.test.data_digest
     (tmp_path / "two" / "classnames.txt").write_text("\n".join(reversed(COLORS)))
     words = load(tmp_path / "two")
-    assert words.data_digest == one.data_digest
+    assert words.test.data_digest == one.test.data_digest
     assert words.prompt_digest != one.prompt_digest
     more = load(write_classification(tmp_path / "three", num_images=19))
-    assert more.data_digest != one.data_digest
+    assert more.test.data_digest != one.test.data_digest
 
 
 def test_leaving_samples_out_takes_their_labels_and_captions_along(
     classification: Path, retrieval_data: Path
 ) -> None:
-    dataset = load(classification).without([0, 17])
-    assert isinstance(dataset, ClassificationDataset)
-    assert len(dataset.samples) == len(dataset.labels_n) == 16
-    assert dataset.labels_n[0] == 2
-    captioned = load(retrieval_data).without([1])
-    assert isinstance(captioned, RetrievalDataset)
+    labelled = load(classification).test.without([0, 17])
+    assert len(labelled.samples) == len(labelled.labels()) == 16
+    assert labelled.labels()[0] == 2
+    captioned = load(retrieval_data).test.without([1])
     assert captioned.captions[1] == "picture 2 in blue"
     assert captioned.image_of_caption_m[:5].tolist() == [0, 1, 1, 1, 2]
 

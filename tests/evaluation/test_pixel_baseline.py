@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from configs.errors import DataError
-from evaluation import zero_shot
 from evaluation.config import DatasetConfig
-from evaluation.dataset import ClassificationDataset, load_dataset
+from evaluation.datasets import load_dataset
+from evaluation.methods.zero_shot import accuracies
 from evaluation.pixel_baseline import CaptionScores, find_neighbours, pixel_vector, words
 
 TEXT = st.text(alphabet="ab ", max_size=6)
@@ -53,26 +54,27 @@ def test_a_pixel_vector_knows_neither_brightness_nor_contrast() -> None:
 def test_an_image_that_stands_in_the_training_data_finds_its_caption(
     classification: Path, tmp_path: Path
 ) -> None:
-    dataset = load_dataset(DatasetConfig(path=classification))
-    assert isinstance(dataset, ClassificationDataset)
+    dataset = load_dataset(DatasetConfig(path=str(classification)))
     members = []
-    for sample, label in zip(dataset.samples, dataset.labels_n, strict=True):
+    for sample, label in zip(dataset.test.samples, dataset.test.labels(), strict=True):
         caption = f"something {dataset.class_names[label]}".encode()
         members += [(f"{sample.key}.png", sample.image.read()), (f"{sample.key}.txt", caption)]
     half = len(members) // 2
     write_tar(tmp_path / "00000.tar", members[:half])
     write_tar(tmp_path / "00001.tar", members[half:])
-    found = find_neighbours([dataset, dataset.without([0])], tmp_path)
+    fewer = replace(dataset, parts={"test": dataset.test.without([0])})
+    found = find_neighbours([dataset, fewer], tmp_path)
     assert found[0].captions[1:] == found[1].captions
     scores = CaptionScores(found[0].captions, dataset.class_names)
-    metrics = {metric.name: metric.value for metric in zero_shot.metrics(scores, dataset)}
+    labels_n = dataset.test.labels()
+    metrics = {m.name: m.value for m in accuracies(scores, labels_n, len(dataset.class_names))}
     assert metrics["top1"] == 1
 
 
 def test_of_equally_near_images_the_first_in_the_tars_counts(
     classification: Path, tmp_path: Path
 ) -> None:
-    dataset = load_dataset(DatasetConfig(path=classification))
+    dataset = load_dataset(DatasetConfig(path=str(classification)))
     for number, caption in enumerate((b"first", b"second")):
         write_tar(tmp_path / f"{number}.tar", [("a.png", png(0, 0)), ("a.txt", caption)])
     assert set(find_neighbours([dataset], tmp_path)[0].captions) == {"first"}
@@ -81,7 +83,7 @@ def test_of_equally_near_images_the_first_in_the_tars_counts(
 def test_reference_samples_that_cannot_be_used_are_counted(
     classification: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    dataset = load_dataset(DatasetConfig(path=classification))
+    dataset = load_dataset(DatasetConfig(path=str(classification)))
     good = [("a.png", png(0, 0)), ("a.txt", b"good")]
     bad = [("b.png", b"broken"), ("b.txt", b"bad"), ("c.png", png(1, 1)), ("d.txt", b"no image")]
     write_tar(tmp_path / "0.tar", [*bad, *good])
@@ -94,13 +96,13 @@ def test_reference_samples_that_cannot_be_used_are_counted(
 
 
 def test_training_data_may_repeat_a_key(classification: Path, tmp_path: Path) -> None:
-    dataset = load_dataset(DatasetConfig(path=classification))
+    dataset = load_dataset(DatasetConfig(path=str(classification)))
     members = [("a.png", png(0, 0)), ("a.txt", b"one"), ("a.png", png(1, 1)), ("a.txt", b"two")]
     write_tar(tmp_path / "0.tar", members)
     assert set(find_neighbours([dataset], tmp_path)[0].captions) == {"one", "two"}
 
 
 def test_a_reference_without_tars_is_refused(classification: Path, tmp_path: Path) -> None:
-    dataset = load_dataset(DatasetConfig(path=classification))
+    dataset = load_dataset(DatasetConfig(path=str(classification)))
     with pytest.raises(DataError, match=r"baseline\.reference: there is no tar"):
         find_neighbours([dataset], tmp_path)

@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evaluation.methods.retrieval import recalls
 from evaluation.ranking import FeatureScores
-from evaluation.retrieval import recalls
 from pretrain.model.geometries import Cosine
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "evaluation"

@@ -8,6 +8,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,11 @@ from PIL import Image
 
 from configs.errors import CheckpointError, ConfigError, DataError, UsageError
 from configs.load import digest, load_config, validate
+from evaluation.cache import FeatureCache
 from evaluation.config import DatasetConfig, EvaluateConfig
-from evaluation.dataset import load_dataset
-from evaluation.encoder import load_encoder
-from evaluation.features import EncodeOptions, encode_dataset
+from evaluation.datasets import load_dataset
+from evaluation.encoder import identify
+from evaluation.features import EncodeOptions, Features
 from evaluation.result import BASELINE, Result, read_results, table
 from evaluation.suite import dry_run, evaluate
 
@@ -38,6 +40,7 @@ def make_config(folder: Path, *datasets: Path, **keys: object) -> EvaluateConfig
         "batch_size": 8,
         "num_bootstrap": 100,
         "output": str(folder),
+        "cache": str(folder / "cache"),
     }
     return validate(tree | keys, EvaluateConfig, label="test")
 
@@ -52,7 +55,7 @@ def test_rows_say_everything_that_the_contract_names(
     baseline = {"reference": str(reference)}
     config = make_config(tmp_path, classification, retrieval_data, baseline=baseline)
     rows = evaluate(config, [str(run_folder)])
-    assert len(rows) == 2 * (3 + 6)
+    assert len(rows) == 2 * (3 + 6) + 1 + 3  # F1 and the mean recalls: of the model alone
     assert read_results(tmp_path / "results.jsonl") == rows
     names = json.loads((tmp_path / "results.jsonl").read_text().splitlines()[0])
     assert list(names) == list(Result.model_fields)
@@ -62,9 +65,14 @@ def test_rows_say_everything_that_the_contract_names(
     by_metric = {(row.checkpoint, row.metric): row for row in rows}
     assert by_metric[BASELINE, "top1"].value > 2 / 6
     for row in rows:
-        assert 0 <= row.interval[0] <= row.interval[1] <= 1
-        assert row.n == {"t2i": 24, "i2t": 12}.get(row.metric[:3], 18)
-        assert (row.prompt_digest is None) == (row.task == "retrieval")
+        assert (row.interval is None) == row.metric.startswith("mean_recall")
+        if row.interval is not None:
+            assert 0 <= row.interval[0] <= row.interval[1] <= 1
+        assert (
+            row.n == {"t2i": 24, "i2t": 12, "mea": 36}.get(row.metric[:3], 18)
+            or row.method == "zero_shot"
+        )
+        assert (row.prompt_digest is None) == (row.method == "retrieval")
     text = table(rows)
     assert text.startswith(f"{run_folder}\n")
     assert "mean_per_class_recall" in text
@@ -245,12 +253,15 @@ def test_names_may_hold_a_line_separator_but_no_lone_surrogate(
 def test_an_error_of_a_worker_process_arrives_as_it_was_raised(
     tmp_path: Path, open_clip_folder: Path, num_workers: int
 ) -> None:
-    dataset = load_dataset(DatasetConfig(path=write_classification(tmp_path / "data")))
+    dataset = load_dataset(DatasetConfig(path=str(write_classification(tmp_path / "data"))))
+    digest = dataset.test.data_digest
     tar = tmp_path / "data" / "test" / "1.tar"
     tar.write_bytes(tar.read_bytes()[:3000])
+    part = replace(dataset.test, digest_of=lambda: digest)
     options = EncodeOptions(num_workers=num_workers)
+    features = Features(identify(str(open_clip_folder)), FeatureCache(tmp_path / "cache"), options)
     with pytest.raises(DataError, match="became shorter") as caught:
-        encode_dataset(load_encoder(str(open_clip_folder)), dataset, options)
+        features.images("data", "test", part)
     assert "Traceback" not in str(caught.value)
 
 

@@ -116,7 +116,7 @@ def write_results(folder: Path, picture: bytes) -> None:
         "checkpoint_digest": "cc",
         "samples_seen": 300,
         "dataset": "letters",
-        "task": "zero_shot",
+        "method": "zero_shot",
         "metric": "top1",
         "value": 0.59,
         "interval": [0.55, 0.63],

@@ -24,6 +24,7 @@ class Series:
 
     name: str
     points: Sequence[Point]
+    bounds: Sequence[Point] = ()  # (low, high) of each point: drawn as whiskers
 
 
 @dataclass(frozen=True)
@@ -65,17 +66,26 @@ def short_number(value: float) -> str:
 
 def line_chart(title: str, series: Sequence[Series], x: Axis, y: Axis) -> Html:
     """Return a figure with one line a series; says so where there is nothing to draw."""
-    drawn = [Series(s.name, _thin(_drawable(s.points, x, y))) for s in series]
+    drawn = [
+        Series(s.name, _thin(_drawable(s.points, x, y)) if not s.bounds else s.points, s.bounds)
+        for s in series
+    ]
     points = [point for s in drawn for point in s.points]
     if not points:
         return _figure(title, [element("p", "Nothing to draw yet.")], [])
+    heights = [p[1] for p in points] + [end for s in drawn for pair in s.bounds for end in pair]
     x_scale = _scale([p[0] for p in points], x, _LEFT, WIDTH - _RIGHT)
-    y_scale = _scale([p[1] for p in points], y, HEIGHT - _BOTTOM, _TOP)
+    y_scale = _scale(heights, y, HEIGHT - _BOTTOM, _TOP)
     lines = []
     for number, s in enumerate(drawn):
         places = [(x_scale(a), y_scale(b)) for a, b in s.points]
         path = " ".join(f"{a},{b}" for a, b in places)
         lines.append(element("polyline", points=path, class_=f"line s{number % NUM_STYLES}"))
+        # Whiskers of neighbours side by side, not on top of each other.
+        aside = 3.0 * (number - (len(drawn) - 1) / 2)
+        for (low, high), (at_x, _) in zip(s.bounds, places, strict=False):
+            ends = {"x1": at_x + aside, "x2": at_x + aside, "y1": y_scale(low), "y2": y_scale(high)}
+            lines.append(element("line", **ends, class_=f"bound s{number % NUM_STYLES}"))
         for (a, b), (at_x, at_y) in zip(s.points, places, strict=True):
             said = f"{s.name}: {x.title} {a:,.6g}, {y.title} {b:,.6g}"
             dot = element("circle", cx=at_x, cy=at_y, r=2.5)

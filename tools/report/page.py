@@ -109,10 +109,10 @@ def _headlines(
     chosen = [
         row
         for row in scorecard.results
-        if row.checkpoint != BASELINE and row.metric == first_metrics.get(row.task)
+        if row.checkpoint != BASELINE and row.metric == first_metrics.get(row.method)
     ]
     for row in chosen[:MAX_HEADLINES]:
-        said = f"{metric_label(row.metric)} on {row.dataset} (chance {percent(row.chance)})"
+        said = f"{metric_label(row.metric)} on {row.dataset} (chance {percent(row.chance or 0)})"
         cards.append((percent(row.value), said))
     if not cards:
         return None

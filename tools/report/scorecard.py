@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 
-from evaluation.result import BASELINE, Result
+from evaluation.result import BASELINE, Result, is_fraction
 from tools.report.charts import interval_strip
+from tools.report.comparison import comparison_parts
 from tools.report.html import Html, details, element, join, table
 from tools.report.pictures import decoded_png
 from tools.report.sources import Examples, ImageQuery, Scorecard, ShownImage, TextQuery
 
-_TASKS = {"zero_shot": "zero-shot classification", "retrieval": "retrieval"}
+_METHODS = {"zero_shot": "zero-shot classification", "retrieval": "retrieval"}
 _BASELINE_LABEL = "nearest training picture's caption"
 _METRICS = {
     "top1": "top-1 accuracy",
@@ -51,6 +52,7 @@ def scorecard_section(scorecard: Scorecard) -> Html:
             " (what pixels alone give: the most similar training picture answers, no model).",
         ),
         *_result_tables(scorecard.results),
+        *comparison_parts(scorecard),
         element("h3", "Example retrievals") if scorecard.examples else None,
         element("p", "Queries are chosen by hash, not by hand.") if scorecard.examples else None,
         *(_examples(e, is_open=number == 0) for number, e in enumerate(scorecard.examples)),
@@ -58,39 +60,59 @@ def scorecard_section(scorecard: Scorecard) -> Html:
 
 
 def _result_tables(results: Sequence[Result]) -> list[Html]:
-    def place(row: Result) -> tuple[str, str]:
-        return row.dataset, row.task
+    """Return a table a dataset and method; few-shot results are curves (comparison.py)."""
 
+    def place(row: Result) -> tuple[str, str, str]:
+        return row.dataset, row.method, row.compat
+
+    plain = [row for row in results if row.shots is None or row.method == "base_to_new"]
     tables = []
-    for (dataset, task), group in groupby(sorted(results, key=place), key=place):
+    for (dataset, method, compat), group in groupby(sorted(plain, key=place), key=place):
         rows = list(group)
         baseline = {row.metric: row for row in rows if row.checkpoint == BASELINE}
         models = [row for row in rows if row.checkpoint != BASELINE] or rows
-        caption = f"{dataset}: {_TASKS.get(task, task)}"
+        mark = " (the authors' protocol, which may look at test data)"
+        caption = (
+            f"{dataset}: {_METHODS.get(method, method)}{mark if compat == 'published' else ''}"
+        )
         header = (
             *("metric", "checkpoint", "value", "95 % interval", "0 to 100 %", "chance"),
-            *(_BASELINE_LABEL, "n"),
+            *((_BASELINE_LABEL,) if baseline else ()),
+            "n",
         )
-        cells = [_result_row(row, baseline.get(row.metric)) for row in models]
+        cells = [_result_row(row, baseline) for row in models]
         tables.append(table(header, cells, caption=caption))
     return tables
 
 
-def _result_row(row: Result, baseline: Result | None) -> tuple[object, ...]:
-    marks = {"chance": row.chance}
+def _result_row(row: Result, baselines: Mapping[str, Result]) -> tuple[object, ...]:
+    baseline = baselines.get(row.metric)
+    marks = {"chance": row.chance} if row.chance is not None else {}
     if baseline is not None:
         marks[_BASELINE_LABEL] = baseline.value
-    low, high = row.interval
+    strip: object = ""
+    if row.interval is not None and is_fraction(row.metric):
+        strip = interval_strip(row.value, *row.interval, marks)
+    beside: tuple[object, ...] = ()
+    if baselines:
+        beside = (value_text(row, baseline.value) if baseline is not None else "not run",)
     return (
         element("span", metric_label(row.metric), title=row.metric_definition),
         element("bdi", row.checkpoint),
-        element("strong", percent(row.value)),
-        f"{percent(low)} to {percent(high)}",
-        interval_strip(row.value, low, high, marks),
-        percent(row.chance),
-        percent(baseline.value) if baseline is not None else "not run",
+        element("strong", value_text(row, row.value)),
+        "-"
+        if row.interval is None
+        else f"{value_text(row, row.interval[0])} to {value_text(row, row.interval[1])}",
+        strip,
+        "-" if row.chance is None else value_text(row, row.chance),
+        *beside,
         f"{row.n:,}",
     )
+
+
+def value_text(row: Result, number: float) -> str:
+    """Write a number of a row: a fraction as per cent, anything else as it is."""
+    return percent(number) if is_fraction(row.metric) else f"{number:.4g}"
 
 
 def _examples(examples: Examples, *, is_open: bool) -> Html:

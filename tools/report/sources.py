@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from configs.errors import DataError, UsageError
+from evaluation.details import read_details
+from evaluation.predictions import Prediction, read_predictions
 from evaluation.result import RESULTS_FILE, Result, read_results
 
 DATASET_FILE, RUN_FILE, EXAMPLES_FILE = "report.json", "metrics.jsonl", "examples.json"
@@ -253,6 +255,8 @@ class Scorecard:
 
     results: Sequence[Result]
     examples: Sequence[Examples]
+    details: Sequence[dict[str, Any]] = ()
+    predictions: Sequence[Prediction] = ()
 
 
 Model = TypeVar("Model")
@@ -313,13 +317,17 @@ def read_scorecard(folders: Iterable[Path]) -> Scorecard:
     """Read the results of all folders, and their examples where there are any."""
     results: list[Result] = []
     examples: list[Examples] = []
+    details: list[dict[str, Any]] = []
+    predictions: list[Prediction] = []
     for folder in folders:
         results += read_results(folder / RESULTS_FILE)
+        details += read_details(folder)
+        predictions += read_predictions(folder)
         path = folder / EXAMPLES_FILE
         if path.is_file():
             examples += _validated(path, TypeAdapter(list[Examples]), "list of retrieval examples")
     examples.sort(key=lambda e: e.task != "retrieval")  # stable: the plainest examples first
-    return Scorecard(results, examples)
+    return Scorecard(results, examples, details, predictions)
 
 
 def _text(path: Path) -> str | None:

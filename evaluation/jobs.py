@@ -1,0 +1,104 @@
+"""The queue: every (checkpoint, dataset, method) once, what is done of it, and which part is ours.
+
+A job's digest covers all that its rows depend on; rows with that digest in the results file mean
+that it is done, so that a killed run goes on where it stopped, and tasks of an array share one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from configs.errors import UsageError
+from configs.registry import Variant
+from evaluation.config import EvaluateConfig
+from evaluation.dataset import EvaluationDataset
+from evaluation.encoder import Identity
+from evaluation.methods.registry import Method
+from evaluation.result import Result, software_version
+
+FORMAT = 1  # of the methods' results: raised when a definition changes
+
+
+@dataclass(frozen=True)
+class Job:
+    """One method on one dataset, for one checkpoint."""
+
+    dataset: EvaluationDataset
+    section: Variant
+    method: Method
+    digest: str
+
+
+def job_digest(
+    config: EvaluateConfig,
+    identity: Identity,
+    dataset: EvaluationDataset,
+    section: Variant,
+    method: Method,
+    others: Mapping[str, EvaluationDataset],
+) -> str:
+    """Return the sha256 over checkpoint, data, prompts, method and the keys that change results."""
+    used = [dataset.part(split).data_digest for split in method.splits if split in dataset.splits]
+    sets = [
+        others[name].test.data_digest for name in getattr(section, "sets", ()) if name in others
+    ]
+    content: dict[str, Any] = {
+        "format": FORMAT,
+        "version": software_version(),
+        "checkpoint": [identity.digest, identity.setting_digest],
+        "data": [*used, *sets],
+        "prompts": dataset.prompt_digest,
+        "method": section.model_dump(mode="json"),
+        "keys": config.result_keys(),
+    }
+    text = json.dumps(content, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def jobs_of(
+    config: EvaluateConfig,
+    identity: Identity,
+    dataset: EvaluationDataset,
+    sections: Sequence[Variant],
+    others: Mapping[str, EvaluationDataset],
+) -> tuple[list[Job], list[str]]:
+    """Return the jobs of a dataset, and why methods that cannot run on it are left out."""
+    jobs, left_out = [], []
+    for section in sections:
+        method: Method = section.build()
+        lacks = method.lacks(dataset)
+        if lacks is not None:
+            left_out.append(f"{dataset.name}: {section.name} needs {lacks}")
+            continue
+        digest = job_digest(config, identity, dataset, section, method, others)
+        jobs.append(Job(dataset, section, method, digest))
+    return jobs, left_out
+
+
+def done_jobs(results: Iterable[Result], checkpoint: str) -> set[tuple[str, str]]:
+    """Return (dataset, job digest) of what a results file already holds for a checkpoint."""
+    return {(row.dataset, row.job_digest) for row in results if row.checkpoint == checkpoint}
+
+
+def parse_part(text: str | None) -> tuple[int, int]:
+    """Return (place, number) of `2/8`, or of the Slurm array task where the text is `slurm`."""
+    if text is None:
+        return 0, 1
+    if text == "slurm":
+        found = (os.environ.get(f"SLURM_ARRAY_TASK_{name}", "") for name in ("ID", "COUNT", "MIN"))
+        task, count, first = (int(value) if value.isdecimal() else -1 for value in found)
+        place, number = task - max(first, 0) + 1, count
+    else:
+        left, _, right = text.partition("/")
+        place = int(left) if left.isdecimal() else -1
+        number = int(right) if right.isdecimal() else -1
+    if not 1 <= place <= number:
+        raise UsageError(
+            f"--part: got {text!r}; expected I/N with 1 <= I <= N, or `slurm` within a job array."
+        )
+    return place - 1, number

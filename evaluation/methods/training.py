@@ -1,0 +1,57 @@
+"""The training loop that the trained few-shot methods share: AdamW, cosine per step.
+
+Tip-Adapter-F and AMU-Tuning both publish AdamW (eps 1e-4, weight decay 0.01) with the learning rate
+on a cosine over all steps; the order of rows is a function of (seed, epoch).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from configs import draws
+
+EPS = 1e-4
+WEIGHT_DECAY = 0.01
+_PURPOSE = "evaluation/few-shot order"
+
+
+def train(
+    weights: Sequence[Tensor],
+    loss: Callable[[Tensor], Tensor],
+    *,
+    num_rows: int,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int | None,
+    weight_decay: float = WEIGHT_DECAY,
+    after_epoch: Callable[[], object] | None = None,
+) -> list[float]:
+    """Minimize `loss` of batches of row indices in place; return the loss of every step.
+
+    `seed` None keeps the rows in their order. The last batch of an epoch may be smaller.
+    """
+    optimizer = torch.optim.AdamW(
+        weights, lr=learning_rate, eps=EPS, weight_decay=weight_decay, foreach=False
+    )
+    num_steps = max(1, epochs * -(-num_rows // batch_size))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
+    losses = []
+    for epoch in range(epochs):
+        order = np.arange(num_rows)
+        if seed is not None:
+            order = draws.permutation(num_rows, seed, _PURPOSE, epoch)
+        for start in range(0, num_rows, batch_size):
+            value = loss(torch.from_numpy(order[start : start + batch_size]))
+            optimizer.zero_grad()
+            value.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+            losses.append(float(value.detach()))
+        if after_epoch is not None:
+            after_epoch()
+    return losses

@@ -1,0 +1,191 @@
+"""Every method on features of made clusters: what it gives, what it may see, hand-worked cases."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from arrays import SIZES, make_subject
+
+from configs.load import validate
+from configs.registry import Config
+from evaluation.config import MethodSection
+from evaluation.methods import calibration, gda, mano, selection, wise_ft
+from evaluation.methods.ood_metrics import auroc
+from evaluation.methods.sampler import sample, shots_and_validation
+from evaluation.methods.selective import aurc, aurc_resampled
+from evaluation.statistics import intervals
+from tools.conformance.__main__ import main as conformance
+
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "golden" / "evaluation"
+COPIED = Path(__file__).parent.parent / "golden" / "evaluation"
+LEARNERS = [
+    {"name": "tip_adapter"},
+    {"name": "tip_adapter_f", "epochs": 4},
+    {"name": "clip_adapter"},
+    {"name": "gda"},
+]
+METHODS = [
+    {"name": "zero_shot"},
+    {"name": "zero_shot", "combine": "scores"},
+    {"name": "clip_score"},
+    {"name": "linear_probe", "search": "coop"},
+    {"name": "few_shot", "learners": LEARNERS, "shots": [16], "seeds": 2},
+    {"name": "base_to_new", "seeds": 2},
+    {"name": "ood", "sets": ["other"]},
+    {"name": "calibration"},
+    {"name": "selective"},
+    {"name": "mano"},
+    {"name": "worst_group", "attribute": "tone", "with_label": True},
+    {"name": "geometry"},
+]
+
+
+class One(Config):
+    method: MethodSection
+
+
+def run(section: dict, **keys):
+    method = validate({"method": section}, One, label="test").method.build()
+    subject = make_subject(**keys)
+    assert method.lacks(subject.dataset) is None
+    torch.manual_seed(0)
+    return list(method.run(subject))
+
+
+def values(outcomes) -> dict:
+    return {(o.method, o.shots, m.name): m.value for o in outcomes for m in o.metrics}
+
+
+@pytest.fixture(scope="module")
+def outcomes():
+    return {str(section): run(section) for section in METHODS}
+
+
+def of(outcomes, name: str):
+    return [o for section, found in outcomes.items() if f"'{name}'" in section for o in found]
+
+
+def test_every_metric_has_a_definition_and_an_interval_around_its_value(outcomes):
+    for found in outcomes.values():
+        assert found
+        for outcome in found:
+            for metric, interval in zip(
+                outcome.metrics, intervals(outcome.metrics, seed=0, num_bootstrap=200), strict=True
+            ):
+                assert metric.definition
+                assert np.isfinite(metric.value), metric.name
+                if interval is not None and metric.name != "worst_group":
+                    low, high = interval
+                    slack = 0.25 * (high - low) + 1e-9  # ECE is biased upwards under resampling
+                    assert low - 3 * slack <= metric.value <= high + slack, metric.name
+
+
+def test_methods_with_shots_are_above_zero_shot_which_is_above_chance(outcomes):
+    start = values(of(outcomes, "zero_shot"))["zero_shot", None, "top1"]
+    assert start > 2 / 6
+    found = values(of(outcomes, "few_shot"))
+    for name in ("tip_adapter", "tip_adapter_f", "clip_adapter", "gda"):
+        assert found[name, 16, "top1"] > start, name
+    assert values(of(outcomes, "linear_probe"))["linear_probe", None, "top1"] > start
+
+
+@pytest.mark.parametrize("section", METHODS[3:9], ids=str)
+def test_shuffled_test_labels_change_no_choice(section, outcomes):
+    labels = np.random.default_rng(1).permutation(np.arange(SIZES["test"]) % 6)
+    shuffled = run(section, test_labels=labels)
+    plain = outcomes[str(section)]
+    assert [o.chosen for o in shuffled] == [o.chosen for o in plain]
+    if section["name"] != "ood":
+        assert values(shuffled) != values(plain)
+
+
+def test_amu_chooses_on_validation_and_the_published_protocol_on_test_and_says_so(tmp_path):
+    draw = np.random.default_rng(0)
+    center = draw.normal(size=(6, 10))
+    for split, n in SIZES.items():
+        features = center[np.arange(n) % 6] + draw.normal(size=(n, 10))
+        np.save(tmp_path / f"{split}.npy", features)
+    both = [
+        {"name": "amu_tuning", "epochs": 3},
+        {"name": "amu_tuning", "epochs": 3, "compat": "published"},
+    ]
+    section = {"name": "few_shot", "shots": [8], "seeds": 2, "learners": both}
+    section["auxiliary"] = f"file:{tmp_path}"
+    labels = np.random.default_rng(1).permutation(np.arange(SIZES["test"]) % 6)
+    (plain, published), (shuffled, _) = run(section), run(section, test_labels=labels)
+    assert plain.chosen == shuffled.chosen
+    assert [plain.compat, published.compat] == ["none", "published"]
+    assert "may look at test labels" in published.metrics[0].definition
+    assert plain.metrics[0].value > values(run(METHODS[0]))["zero_shot", None, "top1"]
+
+
+def test_the_goldens_that_are_copied_pass_and_what_is_not_built_is_listed(capsys):
+    assert conformance(["evaluation", str(COPIED)]) == 0
+    out = capsys.readouterr().out
+    assert "0 fail" in out
+    assert "TPT" in out
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="no ../shared/golden/evaluation beside the tree")
+def test_all_goldens_pass(capsys):
+    assert conformance(["evaluation", str(SHARED)]) == 0
+    assert " 0 fail, 6 not built" in capsys.readouterr().out
+
+
+def test_the_sampler_takes_labels_as_they_appear_and_never_validates_on_a_shot():
+    labels = np.asarray([3, 1, 3, 1, 3, 1, 2])
+    import random
+
+    chosen = sample(random.Random(1), labels, 2)
+    assert labels[chosen].tolist() == [3, 3, 1, 1, 2]
+    shots, held_out = shots_and_validation(labels, None, shots=1, validation=1, seed=4)
+    assert not set(shots) & set(held_out)
+
+
+def test_one_view_of_one_shot_leaves_pure_zero_shot():
+    features, labels = torch.eye(3, 5), torch.arange(3)
+    _, precision, weight, _ = gda.fit_gaussians(features, labels, 3)
+    assert not precision.any()
+    assert not weight.any()
+
+
+def test_mano_decides_by_all_batches_and_as_published_by_the_last_of_five():
+    batches = [torch.full((2, 4), 1.0), torch.tensor([[9.0, 0, 0, 0]] * 2)]
+    assert mano.delta_of(batches, published=True) == pytest.approx(mano.divergence(batches[1]))
+    mean = (mano.divergence(batches[0]) + mano.divergence(batches[1])) / 2
+    assert mano.delta_of(batches, published=False) == pytest.approx(mean)
+    assert mano.agreement(np.array([1.0, 2, 3]), np.array([2.0, 4, 6])) == pytest.approx((1, 1))
+
+
+def test_a_constant_selector_scores_chance():
+    text, image, _ = selection.credits(torch.zeros(1, 2, 2))
+    assert (float(text), float(image)) == (0.25, 0.25)
+    assert selection.chance(2, 2) == (0.25, 0.25, pytest.approx(1 / 6))
+    assert selection.chance(1, 2)[0] == 0.5
+
+
+def test_a_perfect_temperature_leaves_nothing_to_calibrate():
+    torch.manual_seed(0)
+    logits = torch.randn(4000, 5) * 2
+    labels = torch.distributions.Categorical(logits=logits).sample()
+    assert calibration.fit_temperature(logits, labels) == pytest.approx(1, abs=0.06)
+    assert calibration.fit_temperature(3 * logits, labels) == pytest.approx(3, abs=0.2)
+
+
+def test_areas_by_counts_are_those_of_repeated_samples():
+    draw = np.random.default_rng(0)
+    confidence, wrong = draw.random(30), draw.integers(0, 2, 30).astype(float)
+    counts = np.ones((1, 30))
+    assert aurc_resampled(confidence, wrong, counts)[0] == pytest.approx(aurc(confidence, wrong))
+    pairs = [(a > b) + 0.5 * (a == b) for a in (1.0, 2, 2) for b in (0.0, 2)]
+    assert auroc(np.array([1.0, 2, 2]), np.array([0.0, 2])) == pytest.approx(np.mean(pairs))
+
+
+def test_the_middle_of_two_models_is_their_mean_and_other_architectures_are_refused():
+    zero, one = {"w": torch.zeros(2)}, {"w": torch.full((2,), 4.0)}
+    assert wise_ft.interpolate(zero, one, 0.25)["w"].tolist() == [1, 1]
+    with pytest.raises(Exception, match="two checkpoints of one architecture"):
+        wise_ft.interpolate(zero, {"v": torch.zeros(2)}, 0.5)

@@ -1,0 +1,173 @@
+"""What must not change a result: ranks, a kill, the cache, parts of an array."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from test_suite import make_config
+
+from configs.errors import DataError, UsageError
+from configs.load import to_yaml
+from evaluation import features as features_module
+from evaluation import suite
+from evaluation.cache import FeatureCache, describe
+from evaluation.jobs import parse_part
+from evaluation.result import Result, read_results
+from evaluation.suite import evaluate
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+METHODS = [{"name": "zero_shot"}, {"name": "calibration"}, {"name": "selective"}]
+
+
+def plain(rows: list[Result]) -> list[dict[str, object]]:
+    return [row.model_dump(exclude={"seconds", "config_digest"}) for row in rows]
+
+
+def test_a_killed_run_goes_on_and_gives_the_same(
+    tmp_path: Path,
+    classification: Path,
+    run_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = evaluate(
+        make_config(tmp_path / "a", classification, methods=METHODS), [str(run_folder)]
+    )
+    config = make_config(tmp_path / "b", classification, methods=METHODS)
+    real_put, real_publish, calls = FeatureCache.put_part, suite.publish_results, []
+
+    def killed_while_encoding(self: FeatureCache, key: str, number: int, *rest: object) -> None:
+        if number == 1:
+            raise KeyboardInterrupt
+        real_put(self, key, number, *rest)
+
+    monkeypatch.setattr(FeatureCache, "put_part", killed_while_encoding)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(config, [str(run_folder)])
+    numbers: list[int] = []
+
+    def counted(self: FeatureCache, key: str, number: int, *rest: object) -> None:
+        numbers.append(number)
+        real_put(self, key, number, *rest)
+
+    def killed_after_one_method(folder: Path, rows: list[Result]) -> Path:
+        calls.append(rows)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real_publish(folder, rows)
+
+    monkeypatch.setattr(FeatureCache, "put_part", counted)
+    monkeypatch.setattr(suite, "publish_results", killed_after_one_method)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(config, [str(run_folder)])
+    assert numbers == [1, 2]  # batch 0 was kept
+    assert {row.method for row in read_results(tmp_path / "b" / "results.jsonl")} == {"zero_shot"}
+    monkeypatch.setattr(suite, "publish_results", real_publish)
+    assert plain(evaluate(config, [str(run_folder)])) == plain(whole)
+
+
+def test_a_second_run_and_a_new_method_take_features_from_the_cache(
+    tmp_path: Path, classification: Path, run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(tmp_path / "out", classification)
+    first = evaluate(config, [str(run_folder)])
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(features_module, "load_encoder", never)
+    assert evaluate(config, [str(run_folder)]) == first  # nothing is computed again
+    more = make_config(
+        tmp_path / "more", classification, methods=METHODS, cache=str(tmp_path / "out" / "cache")
+    )
+    again = evaluate(more, [str(run_folder)])
+    both = [row for row in again if row.method == "zero_shot"]
+    assert [row.value for row in both] == [row.value for row in first]
+    text = describe(tmp_path / "out" / "cache")
+    assert "colours (test)" in text
+    assert "3 entries" in text
+    entry = next((tmp_path / "out" / "cache").glob("*/features.npy"))
+    entry.write_bytes(b"damaged")
+    with pytest.raises(DataError, match="Remove the folder; they are computed again"):
+        FeatureCache(tmp_path / "out" / "cache").get(entry.parent.name)
+
+
+def test_parts_of_a_queue_together_are_the_whole(
+    tmp_path: Path,
+    classification: Path,
+    retrieval_data: Path,
+    run_folder: Path,
+    open_clip_folder: Path,
+) -> None:
+    both = [str(run_folder), str(open_clip_folder)]
+    whole = evaluate(make_config(tmp_path / "a", classification, retrieval_data), both)
+    config = make_config(tmp_path / "b", classification, retrieval_data)
+    counts = [len(evaluate(config, both, (place, 3))) for place in (2, 0, 1)]
+    assert counts[0] < counts[1] < counts[2]
+    assert plain(read_results(tmp_path / "b" / "results.jsonl")) == plain(whole)
+    assert parse_part("2/3") == (1, 3)
+    for text in ("0/3", "4/3", "a/b", "slurm"):
+        with pytest.raises(UsageError, match="expected I/N"):
+            parse_part(text)
+
+
+def test_a_slurm_array_task_takes_its_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("ID", "12"), ("COUNT", "4"), ("MIN", "10")):
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", value)
+    assert parse_part("slurm") == (2, 4)
+
+
+@pytest.mark.distributed
+def test_two_ranks_share_the_images_and_give_the_same_bits(
+    tmp_path: Path, classification: Path, retrieval_data: Path, run_folder: Path
+) -> None:
+    outputs = []
+    for ranks in (1, 2):
+        config = make_config(tmp_path / str(ranks), classification, retrieval_data)
+        path = tmp_path / f"{ranks}.yaml"
+        path.write_text(to_yaml(config))
+        launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"]
+        done = subprocess.run(
+            [sys.executable, "-m", *launcher, "tools.cli", "evaluate", str(run_folder), str(path)],
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        cache = FeatureCache(tmp_path / str(ranks) / "cache")
+        stored = {key: cache.get(key).feature_nD for key, _, _ in cache.entries()}
+        outputs.append((plain(read_results(tmp_path / str(ranks) / "results.jsonl")), stored))
+    (rows, stored), (other_rows, other_stored) = outputs
+    assert rows == other_rows
+    assert stored.keys() == other_stored.keys()
+    assert all(torch.equal(stored[key], other_stored[key]) for key in stored)
+
+
+def test_wise_ft_evaluates_models_on_the_way_to_a_checkpoint(
+    tmp_path: Path, classification: Path, run_folder: Path
+) -> None:
+    changed = tmp_path / "changed"
+    shutil.copytree(run_folder / "checkpoints" / "samples-000000001280" / "model", changed)
+    weights = load_file(changed / "open_clip_model.safetensors")
+    save_file(
+        {name: tensor * 1.5 for name, tensor in weights.items()},
+        changed / "open_clip_model.safetensors",
+    )
+    wise = {"zero": str(run_folder), "alphas": [0.0, 1.0]}
+    config = make_config(tmp_path / "out", classification, wise_ft=wise)
+    evaluate(config, [str(changed)])
+    rows = read_results(tmp_path / "out" / "results.jsonl")
+    values = {row.checkpoint: row.value for row in rows if row.metric == "top1"}
+    assert len(values) == 3
+    start = evaluate(make_config(tmp_path / "zero", classification), [str(run_folder)])
+    at = {name.rpartition("alpha")[2]: value for name, value in values.items()}
+    assert at["0"] == next(row.value for row in start if row.metric == "top1")
+    assert at["1"] == values[str(changed)]
