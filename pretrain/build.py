@@ -154,7 +154,7 @@ def build_dataset(
         return StreamDataset(data, form, tokenizer, plan)
     remote = config.data.remote
     cache = CachePlan(
-        folder=Path(remote.folder) / "shards",
+        folder=remote.path / "shards",
         max_bytes=remote.cache_bytes,
         retries=remote.retries,
         num_threads=remote.num_threads,

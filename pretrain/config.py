@@ -5,8 +5,8 @@ The clock is samples: steps are derived (DESIGN section 5).
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -16,7 +16,6 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    field_validator,
     model_validator,
 )
 
@@ -91,10 +90,10 @@ class RemoteConfig(Config):
     retries: NonNegativeInt = 8
     num_threads: PositiveInt = 4  # that fetch the next window ahead, in each worker
 
-    @field_validator("folder")
-    @classmethod
-    def _at_home(cls, folder: str) -> str:
-        return os.path.expanduser(folder)
+    @property
+    def path(self) -> Path:
+        """The folder, ~ made out where it is used: a resolved config names no home."""
+        return Path(self.folder).expanduser()
 
 
 class DataConfig(Config):

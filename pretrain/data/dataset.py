@@ -155,7 +155,7 @@ def _fetch_manifest(data: DataConfig, url: str) -> Path:
             "on disk and upload it with them, or read them with `source: streaming`."
         )
     files = RemoteFiles(retries=data.remote.retries)
-    folder = Path(data.remote.folder) / f"manifest-{hashlib.sha256(url.encode()).hexdigest()[:16]}"
+    folder = data.remote.path / f"manifest-{hashlib.sha256(url.encode()).hexdigest()[:16]}"
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("shards.parquet", "manifest.json"):
         content = files.read(f"{url}/{name}", 0, files.size(f"{url}/{name}"))

@@ -87,7 +87,9 @@ class _Texts:
         _, offsets, data = array.buffers()
         self.missing = frozenset(np.flatnonzero(array.is_null()).tolist()) if len(array) else ()
         self._data = memoryview(data or b"")
-        self._offsets = memoryview(offsets).cast("i")[array.offset :] if offsets else memoryview(b"")
+        self._offsets = (
+            memoryview(offsets).cast("i")[array.offset :] if offsets else memoryview(b"")
+        )
 
     def __getitem__(self, row: int) -> str:
         offsets = self._offsets
