@@ -13,8 +13,7 @@ from PIL import Image
 from configs.errors import CheckpointError
 from configs.load import validate
 from evaluation.encoder import load_encoder
-from evaluation.features import Features as Encoded
-from evaluation.zero_shot import feature_scores
+from evaluation.ranking import FeatureScores
 from pretrain.build import with_tokenizer
 from pretrain.checkpoint import export_model
 from pretrain.config import PretrainConfig
@@ -173,7 +172,8 @@ def test_a_checkpoint_of_each_geometry_evaluates_to_the_same_numbers(section, to
     encoder = load_encoder(str(folder), device="cpu")
     batch = torch.stack([encoder.transform(Image.fromarray(p)) for p in pixels])
     classes = encoder.similarity.class_vectors(encoder.encode_texts(texts)[:, None])
-    scored = feature_scores(Encoded(encoder.encode_images(batch), classes, encoder.similarity))
+    image = encoder.similarity.embed_image(encoder.encode_images(batch))
+    scored = FeatureScores(image, classes, encoder.similarity)
     assert torch.allclose(scored.image_rows(0, 5), expected, atol=1e-5)
     assert scored.image_rows(0, 5).argmax(1).equal(expected.argmax(1))
     assert encoder.model.logit_bias.item() == -1.0
