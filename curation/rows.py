@@ -19,7 +19,7 @@ from curation.names import Extensions, Names, group_names, split_names
 from curation.plain_headers import decode_names
 from curation.row_columns import Rows
 from curation.shards import Batch
-from curation.spans import SpanReader
+from curation.spans import LocalReader, SpanReader
 
 # Of all captions of a shard, in characters.
 MAX_SHARD_CAPTIONS = 256 << 20
@@ -84,8 +84,9 @@ class RowBuilder:
         contents, kept = self._contents, np.flatnonzero(self._is_kept[codes])
         is_caption = codes[kept] == self._extensions.known(self._finder.simple)
         contents.keep(contents.captions, batch, kept[is_caption], first)
-        # A JSON is for samples without a text. Where most have one it can be read again.
-        if self._of_json or np.count_nonzero(is_caption) < len(kept) // 2:
+        # A JSON is for samples without a text. If they are few, a disk gives it again.
+        is_rare = isinstance(self._reader, LocalReader) and 2 * is_caption.sum() >= len(kept)
+        if self._of_json or not is_rare:
             contents.keep(contents.others, batch, kept[~is_caption], first)
         contents.add_images(batch, np.flatnonzero(self._is_image[codes]), first)
 
@@ -119,12 +120,8 @@ class RowBuilder:
     def _give_to_grouper(self) -> None:
         """Let the one that can do all of them do the usual ones too."""
         for names, rows, strangers in self._usual or ():
-            texts = [
-                name
-                for name, _ in [
-                    strangers.get(r, ("", "")) for r in range(len(rows) + len(strangers))
-                ]
-            ]
+            num = len(rows) + len(strangers)
+            texts = [strangers.get(row, ("", ""))[0] for row in range(num)]
             for row, text in zip(rows.tolist(), decode_names(names.texts, {}), strict=True):
                 texts[row] = text
             self.grouper.add_names(texts, {row: kind for row, (_, kind) in strangers.items()})
