@@ -28,13 +28,13 @@ import xxhash
 from configs.errors import DataError, UsageError
 from configs.progress import progress
 from configs.publish import publish_text, published_file
-from curation.index import info_of as index_info
 from curation.index import index_path, read_index, read_index_info, remove_index_leftovers
+from curation.index import info_of as index_info
 from curation.scan import DEFAULT_MAX_IMAGE_PIXELS, InputShard, Scanned, ScanTask, scan_shard
 
 __all__ = [
-    "Manifest", "Shard", "Shards", "index_info", "index_path", "manifest_of_tars", "read_index", "read_manifest",
-    "write_manifest",
+    "Manifest", "Shard", "Shards", "index_info", "index_path", "manifest_of_tars", "read_index",
+    "read_manifest", "write_manifest",
 ]  # fmt: skip
 
 VERSION = 1

@@ -44,13 +44,15 @@ class AugmentationConfig(Config):
     jitter: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat, HueShift] = (0, 0, 0, 0)
     jitter_probability: Probability = 0.0  # brightness, contrast, saturation, hue above
     gray_probability: Probability = 0.0
+    blur_probability: Probability = 0.0
+    blur_sigma: tuple[PositiveFloat, PositiveFloat] = (0.1, 2.0)  # pixels of the resized picture
 
     @model_validator(mode="after")
     def _ranges_ascend(self) -> Self:
-        if self.scale[0] > self.scale[1] or self.ratio[0] > self.ratio[1]:
-            raise ValueError(
-                f"expected [low, high] ranges, got scale {self.scale}, ratio {self.ratio}"
-            )
+        ranges = {name: getattr(self, name) for name in ("scale", "ratio", "blur_sigma")}
+        if any(low > high for low, high in ranges.values()):
+            got = ", ".join(f"{name} {range_}" for name, range_ in ranges.items())
+            raise ValueError(f"expected [low, high] ranges, got {got}")
         if self.jitter_probability and not any(self.jitter):
             raise ValueError("jitter_probability without strengths: set jitter, [b, c, s, h]")
         return self

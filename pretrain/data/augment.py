@@ -3,8 +3,8 @@ position.
 
 The crop is torchvision's RandomResizedCrop (whole pixels of the picture); the resize is torch's
 bicubic with antialiasing on uint8, Pillow's to a rounding (https://pytorch.org/docs, interpolate);
-colour jitter and gray are torchvision's on the small picture. Normalization is the model's, on the
-device.
+colour jitter, gray and blur are torchvision's on the small picture, in SLIP's order. Normalization
+is the model's, on the device.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from pretrain.data.decode import UInt8Array, open_image, scale_for
 
 _TRIES = 10
 _NUM_CROP_DRAWS = _TRIES * 4 + 1  # area, aspect, x, y of ten tries; the flip
-_NUM_COLOUR_DRAWS = 7  # jitter?, order, four strengths, gray?
+_NUM_COLOUR_DRAWS = 9  # jitter?, order, four strengths, gray?, blur?, its sigma
+_BLUR_SIGMAS = 3.0  # radius of the kernel in standard deviations: 0.3 % of a Gaussian lie beyond
 Crop = Literal["random", "center", "squash"]
 Jitter = tuple[float, float, float, float]
 
@@ -46,6 +47,8 @@ class ImageTransform:
     `ratio` (log-uniformly, as torchvision and open_clip do); `center` takes the largest centred
     square; `squash` takes all of the picture, whatever its shape. `jitter`: brightness, contrast,
     saturation and hue, as in torchvision's ColorJitter, applied with `jitter_probability`.
+    `blur_sigma`: range of the standard deviation of a Gaussian blur, in pixels of the small picture
+    (SLIP, Mu et al., arXiv:2112.12750, blurs half of its views with 0.1 to 2.0).
     """
 
     image_size: int
@@ -56,12 +59,14 @@ class ImageTransform:
     jitter: Jitter = (0.0, 0.0, 0.0, 0.0)
     jitter_probability: float = 0.0
     gray_probability: float = 0.0
+    blur_probability: float = 0.0
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
     max_image_pixels: int
 
     def draw(
         self, seed: int, positions: npt.NDArray[np.int64], view: int = 0
     ) -> npt.NDArray[np.float64]:
-        """Return the draws [b, 48] of the samples at `positions` [b] for augmented view `view`."""
+        """Return the draws [b, 50] of the samples at `positions` [b] for augmented view `view`."""
         number = np.arange(_NUM_CROP_DRAWS + _NUM_COLOUR_DRAWS)[None, :]
         return draws.uniform(seed, f"image/view{view}", positions[:, None], number)
 
@@ -79,7 +84,7 @@ class ImageTransform:
         x = self._resized(image.pixels(scale), _divided(box, scale))
         if self.flip and drawn[_NUM_CROP_DRAWS - 1] < 0.5:
             x = x.flip(-1)
-        if self.jitter_probability or self.gray_probability:
+        if self.jitter_probability or self.gray_probability or self.blur_probability:
             x = self._coloured(x, drawn[_NUM_CROP_DRAWS:].tolist())
         return x.contiguous() if out is None else out.copy_(x)
 
@@ -129,7 +134,7 @@ class ImageTransform:
         return functional.interpolate(x, size, mode="bicubic", antialias=True)[0]
 
     def _coloured(self, x: Tensor, drawn: list[float]) -> Tensor:
-        jitter, order, *strengths, gray = drawn
+        jitter, order, *strengths, gray, blur, sigma = drawn
         colour = _colour_functions()
         if jitter < self.jitter_probability:
             left = [0, 1, 2, 3]  # one of the 24 orders, as ColorJitter draws one
@@ -142,6 +147,10 @@ class ImageTransform:
                     x = colour[kind](x, low + strengths[kind] * (high - low))
         if gray < self.gray_probability:
             x = colour[4](x)
+        if blur < self.blur_probability:
+            low, high = self.blur_sigma
+            deviation = low + sigma * (high - low)
+            x = colour[5](x, deviation)
         return x
 
 
@@ -170,4 +179,11 @@ def _colour_functions() -> list[Any]:
         colour.adjust_saturation,
         colour.adjust_hue,
         lambda x: colour.rgb_to_grayscale(x, num_output_channels=3),
+        lambda x, sigma: colour.gaussian_blur(x, _blur_size(x.shape[-1], sigma), sigma),
     ]
+
+
+def _blur_size(side: int, sigma: float) -> list[int]:
+    """Return the kernel's size: torchvision mirrors the borders, so no wider than the picture."""
+    radius = min(math.ceil(_BLUR_SIGMAS * sigma), side - 1)
+    return [2 * radius + 1] * 2

@@ -79,8 +79,8 @@ class _Members:
 
 
 class _Texts:
-    """A column of texts; `texts[row]` makes one str of Arrow's buffers, ten times as fast as a
-    scalar of Arrow's would be. `missing`: the rows that are null.
+    """A column of texts; `texts[row]` makes one str of Arrow's buffers, without a scalar of
+    Arrow's in between. `missing`: the rows that are null.
     """
 
     def __init__(self, array: Any) -> None:
@@ -337,7 +337,8 @@ def _with_columns(location: str, descriptor: int | None, table: pa.Table) -> _Op
 
 
 def _numbers(column: Any) -> memoryview:
-    return memoryview(np.ascontiguousarray(column.fill_null(-1).to_numpy(), dtype=np.int64))
+    numbers: Any = np.ascontiguousarray(column.fill_null(-1).to_numpy(), dtype=np.int64)
+    return memoryview(numbers)
 
 
 def _captions(opened: _OpenShard, row: int) -> list[str]:

@@ -287,6 +287,31 @@ def test_each_strength_of_jitter_is_torchvisions():
         assert not torch.equal(want, plain)
 
 
+def test_blur_comes_as_often_as_asked_with_sigmas_over_the_whole_range():
+    point = np.zeros((33, 33, 3), dtype=np.uint8)
+    point[16, 16] = 255
+    made = transform(image_size=33, blur_probability=0.5, blur_sigma=(0.5, 2.0))
+    data = encoded(Image.fromarray(point), "PNG")
+    got = [made(data, row)[0].numpy() for row in made.draw(0, np.arange(300), 1)]
+    middles = np.asarray([int(x[16, 16]) for x in got])
+    assert 115 < (middles < 255).sum() < 185
+    # The middle of a sampled Gaussian: the square of 1 / sum of exp(-k^2 / (2 sigma^2)).
+    at = [255 / np.exp(-(np.arange(-9, 10) ** 2) / (2 * s * s)).sum() ** 2 for s in (0.5, 2.0)]
+    blurred = middles[middles < 255]
+    assert at[1] - 1 <= blurred.min() < at[1] + 2
+    assert at[0] - 20 < blurred.max() <= at[0] + 1
+    assert all(np.abs(x.astype(float) - x.T).max() <= 1 for x in got)
+    assert all(225 < x.sum() < 290 for x in got)  # blurring keeps the sum, to the rounding
+
+
+@pytest.mark.parametrize("side", [1, 2, 5])
+def test_blur_wider_than_the_picture_is_cut_to_it(side):
+    made = transform(image_size=side, blur_probability=1.0, blur_sigma=(4.0, 4.0))
+    data = encoded(Image.new("RGB", (side, side), (200, 100, 50)), "PNG")
+    x = made(data, made.draw(0, np.asarray([3]))[0])
+    assert x[:, 0, 0].tolist() == [200, 100, 50]
+
+
 def test_views_of_one_position_are_drawn_apart():
     made = transform()
     one, two = (made.draw(0, np.arange(5), view) for view in (0, 1))

@@ -226,7 +226,9 @@ def test_an_error_in_a_worker_arrives_as_itself_without_a_traceback(tmp_path, nu
 def is_running(pid: int) -> bool:
     try:
         with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] not in "ZX"  # ended, not yet waited for
+            return (
+                file.read().rpartition(")")[2].split()[0] not in "ZX"
+            )  # ended, not yet waited for
     except OSError:
         return False
 
