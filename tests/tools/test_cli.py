@@ -46,8 +46,9 @@ def test_no_flags_creep_in():
     }
     run = ["--dry-run", "--help", "--print-config"]
     assert flags == {
-        "curate": run, "pretrain": run, "evaluate": run,
-        "index": ["--help"], "export": ["--help"], "report": ["--help", "--output"],
+        "curate": run, "pretrain": run,
+        "evaluate": sorted([*run, "--cache-info", "--lint", "--list", "--part"]),
+        "index": ["--help"], "export": ["--help"], "report": ["--export", "--help", "--output"],
     }  # fmt: skip
 
 
