@@ -68,7 +68,7 @@ def test_the_model_learns_from_real_pairs(chain):
     assert results["serif", "top1"]["value"] > 10 * results["serif", "top1"]["chance"]
     retrieval = results["unseen", "t2i_recall@10"]
     assert retrieval["value"] > 3 * retrieval["chance"]
-    for row in results.values():
+    for row in (row for row in results.values() if row["interval"] is not None):
         low, high = row["interval"]
         assert 0 <= low <= row["value"] <= high <= 1
         assert row["n"] > 0
