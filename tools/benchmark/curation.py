@@ -112,8 +112,8 @@ def cold(paths: Sequence[Path], function: Callable[[], object], repeats: int) ->
 
 def bench_scan(folder: Path, scale: int, repeats: int) -> Iterator[str]:
     """Scan in its two modes."""
-    paths, indexes = make_shards(folder / "in", 2, 2000 * scale), folder / "indexes"
-    rate = 2 * 2000 * scale
+    paths, indexes = make_shards(folder / "in", 2, 5000 * scale), folder / "indexes"
+    rate = 2 * 5000 * scale
     found = alternate(
         "scan: index (captions, sizes) / tarfile + Pillow", lambda: _scan(paths, indexes),
         lambda: _rows_by_tarfile(paths), repeats=repeats,
