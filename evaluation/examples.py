@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,17 +17,15 @@ from PIL import Image
 from torch import Tensor
 
 from configs import draws
-from configs.errors import DataError
-from configs.publish import publish_text
 from evaluation.dataset import EvaluationDataset, ImageSample, Part
 from evaluation.images import read_image
+from evaluation.json_list import Json, JsonList
 from evaluation.ranking import Scores
 
 EXAMPLES_FILE = "examples.json"
 NUM_QUERIES = 12
 NUM_ANSWERS = 5
 MAX_SIDE_PIXELS = 64
-Json = dict[str, Any]
 IntArray = npt.NDArray[np.int64]
 
 
@@ -107,29 +103,16 @@ def _nearest(row_1m: Tensor) -> list[tuple[int, float]]:
 
 def read_examples(folder: Path) -> list[Json]:
     """Return the examples that stand in a folder; none where nothing was published yet."""
-    path = folder / EXAMPLES_FILE
-    if not path.exists():
-        return []
-    try:
-        examples: list[Json] = json.loads(path.read_text(encoding="utf-8"))
-        sorted(examples, key=_order)
-    except (ValueError, TypeError, KeyError) as error:
-        raise DataError(
-            f"{path} is not a list of retrieval examples ({error!r}). Move the file away, or "
-            "choose another `output`."
-        ) from None
-    return examples
+    return _FILE.read(folder)
 
 
 def publish_examples(folder: Path, new: Sequence[Json]) -> Path:
     """Merge the examples into the folder's examples.json; those of other checkpoints stay."""
-    path = folder / EXAMPLES_FILE
-    replaced = {_order(example) for example in new}
-    kept = [example for example in read_examples(folder) if _order(example) not in replaced]
-    merged = sorted([*kept, *new], key=_order)
-    publish_text(path, json.dumps(merged, ensure_ascii=False, indent=1) + "\n")
-    return path
+    return _FILE.publish(folder, new, indent=1)
 
 
 def _order(example: Json) -> tuple[str, str, str]:
     return example["dataset"], example["task"], example["checkpoint"]
+
+
+_FILE = JsonList(EXAMPLES_FILE, "retrieval examples", _order)
