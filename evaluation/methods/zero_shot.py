@@ -64,7 +64,11 @@ def average_precisions(score_nC: FloatArray, is_right_nC: BoolArray) -> FloatArr
 
 
 def f1_macro(guess_n: IntArray, label_n: IntArray, num_classes: int) -> Statistic:
-    """Return the mean over classes that have an image or a guess of 2 TP / (2 TP + FP + FN)."""
+    """Return the mean over classes that have an image or a guess of 2 TP / (2 TP + FP + FN).
+
+    It has no interval: a resample repeats some images of a small class and loses others, which
+    pushes the mean of F1 down, so that a percentile interval can miss the very value.
+    """
 
     def one_hot(index_n: IntArray) -> FloatArray:
         rows = np.zeros((len(index_n), num_classes))
@@ -81,7 +85,7 @@ def f1_macro(guess_n: IntArray, label_n: IntArray, num_classes: int) -> Statisti
         return mean
 
     definition = "mean over classes of 2 TP / (2 TP + FP + FN), by the nearest class"
-    return Statistic("f1_macro", definition, None, len(label_n), value)
+    return Statistic("f1_macro", definition, None, len(label_n), value, has_interval=False)
 
 
 class MatrixScores:

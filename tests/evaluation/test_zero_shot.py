@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluation.methods.zero_shot import accuracies
+from evaluation.methods.zero_shot import accuracies, f1_macro
 from evaluation.ranking import FeatureScores
-from evaluation.statistics import Metric
+from evaluation.statistics import Metric, intervals, resampled
 from pretrain.model.geometries import Cosine
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "evaluation"
@@ -107,3 +107,13 @@ def test_a_constant_model_gets_the_chance_level() -> None:
     labels = np.array([0, 0, 0, 3, 6])
     for metric in accuracies(Table(torch.zeros(5, 7)), labels, 7):
         assert metric.value == pytest.approx(metric.chance, abs=1e-12)
+
+
+def test_macro_f1_has_no_interval_since_that_of_resamples_can_miss_its_value():
+    rng = np.random.default_rng(0)
+    label, guess = rng.integers(0, 200, (2, 600))
+    guess = np.where(rng.random(600) < 0.3, label, guess)
+    metric = f1_macro(guess, label, 200)
+    high = np.quantile(resampled([metric], 0, 200)[0], 0.975)
+    assert high < metric.value
+    assert intervals([metric], seed=0, num_bootstrap=200) == [None]
