@@ -111,9 +111,9 @@ def test_a_constant_model_gets_the_chance_level() -> None:
 
 def test_macro_f1_has_no_interval_since_that_of_resamples_can_miss_its_value():
     rng = np.random.default_rng(0)
-    label, guess = rng.integers(0, 200, (2, 600))
-    guess = np.where(rng.random(600) < 0.3, label, guess)
-    metric = f1_macro(guess, label, 200)
+    label, guess = np.repeat(np.arange(600), 3), rng.integers(0, 600, 1800)
+    guess = np.where(rng.random(1800) < 0.5, label, guess)
+    metric = f1_macro(guess, label, 600)
     high = np.quantile(resampled([metric], 0, 200)[0], 0.975)
     assert high < metric.value
     assert intervals([metric], seed=0, num_bootstrap=200) == [None]
