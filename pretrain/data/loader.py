@@ -13,6 +13,7 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing import connection, forkserver, parent_process, resource_tracker
 from typing import Any, NamedTuple
 
@@ -322,10 +323,13 @@ def _end_with_trainer() -> None:
     os._exit(1)  # at once: the main thread may be in a read, or waiting for room in its queue
 
 
-def _start_worker(worker: int) -> None:
-    """Tie a worker's life to its rank's: it lives through a signal to the whole group, since the
-    rank still needs its batches, and ends with the rank.
+def _start_worker(environment: dict[str, str], worker: int) -> None:
+    """Give a worker its rank's environment (the fork server's is older: it may lack credentials
+    set since) and tie its life to its rank's: it lives through a signal to the whole group, since
+    the rank still needs its batches, and ends with the rank.
     """
+    os.environ.clear()
+    os.environ.update(environment)
     threading.Thread(target=_end_with_trainer, name="trainer watch", daemon=True).start()
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
@@ -367,7 +371,7 @@ def loader_options(plan: BatchPlan, num_workers: int) -> dict[str, Any]:
             "prefetch_factor": min(4, max(1, _PREFETCHED_SAMPLES // local)),
             # fork would copy the threads' locks of DeepSpeed and tokenizers: start clean processes
             "multiprocessing_context": "forkserver",
-            "worker_init_fn": _start_worker,
+            "worker_init_fn": partial(_start_worker, dict(os.environ)),
         }
     return options
 

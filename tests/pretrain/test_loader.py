@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import tarfile
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader, Dataset
 
 from configs.errors import DataError, UsageError
 from curation.manifest import Manifest, manifest_of_tars
@@ -16,7 +18,7 @@ from pretrain.config import DataConfig
 from pretrain.data.augment import ImageTransform
 from pretrain.data.captions import CaptionChoice, draw
 from pretrain.data.dataset import Source, Sources, open_sources
-from pretrain.data.loader import Batch, BatchDataset, BatchPlan, SampleForm, batches
+from pretrain.data.loader import Batch, BatchDataset, BatchPlan, SampleForm, batches, loader_options
 from pretrain.model.tokenizer import Tokenizer
 from pretrain.reduction.image import num_kept_patches, random_patches
 from tests.pretrain.conftest import make_dataset, png, write_tar
@@ -66,6 +68,28 @@ def whole(dataset) -> list[Batch]:
 def test_batches_are_the_same_for_any_number_of_workers(dataset, whole, num_workers):
     others = all_batches(dataset_of(dataset), 0, 13, num_workers)
     assert all(same(a, b) for a, b in zip(whole, others, strict=True))
+
+
+class Environment(Dataset):
+    def __getitem__(self, index):
+        return os.environ.get("PAIRMILL_TEST_SET_LATER")
+
+    def __len__(self):
+        return 2
+
+
+def test_workers_see_what_the_environment_of_their_rank_became_after_the_first_loader(
+    dataset, monkeypatch
+):
+    """They start from a fork server, which keeps the environment of the time of its own start."""
+    all_batches(dataset_of(dataset), 0, 1, num_workers=1)
+    for value in ("credentials", "others", None):
+        if value is None:
+            monkeypatch.delenv("PAIRMILL_TEST_SET_LATER")
+        else:
+            monkeypatch.setenv("PAIRMILL_TEST_SET_LATER", value)
+        options = loader_options(dataset_of(dataset).plan, 1)
+        assert list(DataLoader(Environment(), **options)) == [value, value]
 
 
 def test_a_later_start_at_any_step_sees_exactly_the_remaining_batches(dataset, whole):
