@@ -1,0 +1,32 @@
+"""The configuration of a pretraining run.
+
+The clock is samples: steps are derived (DESIGN section 5).
+"""
+
+from pretrain.config.data import (
+    AugmentationConfig,
+    CaptionConfig,
+    DataConfig,
+    RemoteConfig,
+    SourceConfig,
+)
+from pretrain.config.model import LogitConfig, ReductionConfig, TeacherConfig, TokenizerConfig
+from pretrain.config.run import Objectives, PretrainConfig
+from pretrain.config.training import EngineConfig, IntervalConfig, OptimizerConfig
+
+__all__ = [
+    "AugmentationConfig",
+    "CaptionConfig",
+    "DataConfig",
+    "EngineConfig",
+    "IntervalConfig",
+    "LogitConfig",
+    "Objectives",
+    "OptimizerConfig",
+    "PretrainConfig",
+    "ReductionConfig",
+    "RemoteConfig",
+    "SourceConfig",
+    "TeacherConfig",
+    "TokenizerConfig",
+]

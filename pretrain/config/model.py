@@ -1,0 +1,62 @@
+"""What is trained: tokens, patches, logits and the teacher."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+
+from configs.registry import Config
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class TokenizerConfig(Config):
+    """How captions become ids.
+
+    `words`: a word-level vocabulary, trained on the captions of the dataset. `clip`: CLIP's
+    byte-pair encoding, open_clip's ids. `file`: any Hugging Face tokenizer.json.
+    """
+
+    name: Literal["words", "clip", "file"] = "words"
+    vocab_size: PositiveInt = 8192  # words
+    num_captions: PositiveInt = 10_000_000  # words: enough whole shards to reach this
+    path: str | None = None  # file
+    end_token: str | None = None  # file: where it does not end texts by itself
+    pad_token: str | None = None  # file: where it does not pad
+
+    @model_validator(mode="after")
+    def _keys_fit(self) -> Self:
+        keys = {"words": ("vocab_size", "num_captions"), "clip": (),
+                "file": ("path", "end_token", "pad_token")}  # fmt: skip
+        given = {k for k in self.model_fields_set - {"name"} if getattr(self, k) is not None}
+        defaults = {k for k in given if getattr(self, k) == type(self).model_fields[k].default}
+        foreign = sorted(given - set(keys[self.name]) - defaults)
+        if foreign:
+            raise ValueError(f"tokenizer {self.name} takes no {', '.join(foreign)}")
+        if self.name == "file" and self.path is None:
+            raise ValueError("tokenizer file needs a path")
+        return self
+
+
+class ReductionConfig(Config):
+    """FLIP: the fraction of patches that is removed from each training image."""
+
+    name: Literal["random"] = "random"
+    mask_ratio: Fraction = 0.0
+
+
+class LogitConfig(Config):
+    """logit = scale * score + bias. null: as the papers of objective and similarity start it."""
+
+    scale: PositiveFloat | None = None
+    bias: float | None = None
+    learnable: bool | None = None
+    min_scale: NonNegativeFloat = 0.0  # open_clip holds it at 1 or more; EuCLIP may start below
+    max_scale: PositiveFloat = 100.0
+
+
+class TeacherConfig(Config):
+    """The frozen teacher of the distillation objectives."""
+
+    checkpoint: str = Field(description="a pairmill run, checkpoint or model folder; cosine")

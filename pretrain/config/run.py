@@ -1,0 +1,113 @@
+"""One run: the sections put together, and what must hold between them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Self
+
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, model_validator
+
+from configs.registry import Config, Tagged, Variant
+from pretrain.config.data import AugmentationConfig, DataConfig
+from pretrain.config.model import LogitConfig, ReductionConfig, TeacherConfig, TokenizerConfig
+from pretrain.config.training import EngineConfig, IntervalConfig, OptimizerConfig
+from pretrain.model.logits import Logits
+from pretrain.model.similarity import similarities
+from pretrain.objectives import Term, Total, objectives
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, Mapping | Term) else value
+
+
+Objectives = Annotated[tuple[Annotated[Term, Tagged(objectives)], ...], BeforeValidator(_as_list)]
+
+
+class PretrainConfig(Config):
+    """One run: all that changes its result, and the few keys that do not (resume.py lists them)."""
+
+    name: str
+    seed: NonNegativeInt = 0
+    output: str = Field(
+        description="the run folder: checkpoints, metrics.jsonl, tensorboard, config.yaml"
+    )
+    data: DataConfig
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
+    model: str = Field(description="a model JSON: a path, a name in configs/models, or open_clip's")
+    reduction: ReductionConfig = ReductionConfig()
+    similarity: Annotated[Variant, Tagged(similarities)] = Field(
+        default_factory=lambda: similarities.section("cosine")(name="cosine")
+    )
+    objective: Objectives = Field(description="one section, or a list of them with weights")
+    logit: LogitConfig = LogitConfig()
+    teacher: TeacherConfig | None = None
+    view_head_width: PositiveInt = Field(
+        default=4096, description="of the projection of augmented views, for simclr (SLIP)"
+    )
+    optimizer: OptimizerConfig = OptimizerConfig()
+    engine: EngineConfig = EngineConfig()
+    intervals: IntervalConfig = IntervalConfig()
+    global_batch_size: PositiveInt
+    samples: PositiveInt = Field(description="the budget: samples seen at the end")
+
+    @model_validator(mode="after")
+    def _budget_holds_a_batch(self) -> Self:
+        if self.samples < self.global_batch_size:
+            raise ValueError(
+                f"samples {self.samples:,} is less than one global batch of "
+                f"{self.global_batch_size:,}"
+            )
+        if self.data.source == "streaming" and self.tokenizer.name == "words":
+            raise ValueError(
+                "tokenizer words learns its vocabulary from the index, which source: streaming has "
+                "not; choose tokenizer clip or file"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _objective_fits(self) -> Self:
+        if not self.objective:
+            raise ValueError("objective: expected a section or a list of them, got an empty list")
+        for term in self.objective:
+            allowed = term.build().geometries
+            if allowed and self.similarity.name not in allowed:
+                raise ValueError(
+                    f"objective {term.name} is defined in {' and '.join(allowed)} geometry, got "
+                    f"similarity.name={self.similarity.name}"
+                )
+        needs = self.total.needs
+        if "views" in needs and len(self.data.views) != 2:
+            raise ValueError(
+                f"simclr compares two augmented views, got {len(self.data.views)}: set data.views "
+                "to two augmentations"
+            )
+        if "negative_text" in needs and self.data.captions.negative is None:
+            raise ValueError("the objective needs hard negative texts: set data.captions.negative")
+        if "negative_image" in needs and self.data.negative_image is None:
+            raise ValueError("the objective needs hard negative images: set data.negative_image")
+        if ("teacher" in needs) != (self.teacher is not None):
+            raise ValueError(
+                "a teacher and an objective that learns from one (distill_...) go together; got "
+                f"teacher {'without' if self.teacher else 'missing for'} such an objective"
+            )
+        return self
+
+    @property
+    def total(self) -> Total:
+        """The weighted sum of the objectives."""
+        return Total(self.objective)
+
+    def logits(self, geometry_scale: float) -> Logits:
+        """Return where scale and bias start: as set, else the objective's, else the geometry's."""
+        paper, own = self.total.logits or Logits(geometry_scale), self.logit
+        return Logits(
+            paper.scale if own.scale is None else own.scale,
+            paper.bias if own.bias is None else own.bias,
+            paper.learnable if own.learnable is None else own.learnable,
+        )
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of the whole run; the budget is rounded down to whole batches."""
+        return self.samples // self.global_batch_size
