@@ -21,7 +21,7 @@ from evaluation.encoder import Identity
 from evaluation.methods.registry import Method
 from evaluation.result import Result, software_version
 
-FORMAT = 1  # of the methods' results: raised when a definition changes
+FORMAT = 2  # of the methods' results: raised when a definition changes
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,18 @@
 """Metrics over units, and their percentile bootstrap intervals (Efron, 1979).
 
-The resamples are a function of (seed, number of units): two metrics over the same units, and two
-checkpoints on the same dataset, see the same resamples, so that their intervals can be paired. A
-resample is how often each unit was drawn: counts [b, n], of which a metric gives its value.
+The resamples are a function of (seed, number of units, strata): two metrics over the same units,
+and two checkpoints on the same dataset, see the same resamples, so that their intervals can be
+paired. A resample is how often each unit was drawn: counts [b, n], of which a metric gives its
+value.
+
+A mean over classes is resampled within the classes (strata), since the classes are given and only
+their images are a sample. Drawing over all would lose small classes and shift the mean. From a
+class of n images n - 1 are drawn, each counting n / (n - 1): then the variance is unbiased also for
+few images a class (McCarthy and Snowden, 1985). Classes of one image say nothing of their variance
+each by itself and are drawn together (collapsed strata), which is wide rather than narrow.
+
+A statistic that resampling itself shifts (macro F1, ECE, the worst group) has its interval moved
+back by the shift, mean of the resamples less value: `is_shifted`.
 
 Legend: n units, b resamples, s seeds of a few-shot method.
 """
@@ -24,6 +34,7 @@ Interval = tuple[float, float]
 
 LEVEL = 0.95
 PURPOSE = "evaluation/bootstrap"
+STRATA_PURPOSE = "evaluation/bootstrap within strata"
 SEED_PURPOSE = "evaluation/bootstrap seeds"
 _CHUNK_ELEMENTS = 1 << 22
 
@@ -51,26 +62,27 @@ class Metric:
         """The metric over all units, each once."""
         return float(self.weighted(np.ones((1, self.num_units)))[0])
 
+    @property
+    def strata_n(self) -> IntArray | None:
+        """What is resampled apart: the groups."""
+        return self.groups_n
+
     @cached_property
-    def _by_group(self) -> tuple[IntArray, IntArray]:
+    def _share_n(self) -> FloatArray:
+        """What each unit adds to the mean over groups: its value over its group's size."""
         assert self.groups_n is not None
-        order = np.argsort(self.groups_n, kind="stable")
-        starts = np.append(0, np.flatnonzero(np.diff(self.groups_n[order])) + 1)
-        return order, starts
+        _, group_n, size_g = np.unique(self.groups_n, return_inverse=True, return_counts=True)
+        share: FloatArray = self.values_n / (size_g[group_n] * len(size_g))
+        return share
 
     def weighted(self, count_bn: FloatArray) -> FloatArray:
-        """Return the metric for each row of counts."""
-        if self.groups_n is None:
-            # Not a matrix product, whose rounding depends on the number of rows
-            mean_b: FloatArray = (count_bn * self.values_n).sum(axis=1) / count_bn.sum(axis=1)
-            return mean_b
-        order, starts = self._by_group
-        count_bn = count_bn[:, order]
-        size_bg = np.add.reduceat(count_bn, starts, axis=1)
-        total_bg = np.add.reduceat(count_bn * self.values_n[order], starts, axis=1)
-        share_bg = np.divide(total_bg, size_bg, out=np.zeros_like(total_bg), where=size_bg > 0)
-        mean: FloatArray = share_bg.sum(axis=1) / (size_bg > 0).sum(axis=1)
-        return mean
+        """Return the metric for each row of counts (with groups: drawn within them)."""
+        # Not a matrix product, whose rounding depends on the number of rows
+        if self.groups_n is not None:
+            total_b: FloatArray = (count_bn * self._share_n).sum(axis=1)
+            return total_b
+        mean_b: FloatArray = (count_bn * self.values_n).sum(axis=1) / count_bn.sum(axis=1)
+        return mean_b
 
 
 @dataclass(frozen=True)
@@ -81,7 +93,8 @@ class SeedMetric:
     definition: str
     chance: float | None
     values_sn: FloatArray
-    groups_n: IntArray | None = None
+    groups_n: None = None
+    strata_n: None = None
 
     @property
     def num_units(self) -> int:
@@ -125,8 +138,8 @@ class Statistic:
     num_units: int
     function: Callable[[FloatArray], FloatArray]
     has_interval: bool = True
-    values_n: FloatArray | None = None
-    groups_n: IntArray | None = None
+    strata_n: IntArray | None = None  # drawn apart
+    is_shifted: bool = False  # by resampling; a share in [0, 1]
 
     @property
     def value(self) -> float:
@@ -150,37 +163,78 @@ def number(name: str, definition: str, value: float, num_units: int) -> Statisti
 
 def resample(num_units: int, seed: int, start: int, stop: int) -> FloatArray:
     """Return how often each unit was drawn in resamples start..stop [b, n]."""
-    unit_n = np.arange(num_units)
-    bits_bn = draws.bits(seed, PURPOSE, np.arange(start, stop)[:, None], unit_n[None, :])
-    # The upper half of the bits, scaled to [0, num_units): biased by less than n / 2**32.
-    index_bn = ((bits_bn >> np.uint64(32)) * np.uint64(num_units) >> np.uint64(32)).astype(np.int64)
-    rows = stop - start
-    cell = index_bn + num_units * np.arange(rows)[:, None]
+    size_n = np.full(num_units, num_units, dtype=np.uint64)
+    return _counted(_places(PURPOSE, size_n, seed, start, stop), num_units)
+
+
+def resample_within(strata_n: IntArray, seed: int, start: int, stop: int) -> FloatArray:
+    """Return how much each unit counts in resamples start..stop [b, n], drawn within the strata.
+
+    A stratum's counts add up to its size. Strata of one unit are one stratum together; where there
+    is one such alone, it is always drawn.
+    """
+    _, index_n, size_s = np.unique(strata_n, return_inverse=True, return_counts=True)
+    index_n = np.where(size_s[index_n] == 1, -1, index_n)
+    order = np.argsort(index_n, kind="stable")
+    _, first_s, size_s = np.unique(index_n[order], return_index=True, return_counts=True)
+    drawn_s = np.maximum(size_s - 1, 1)
+    slot_m = np.repeat(np.arange(len(size_s)), drawn_s)
+    place_bm = _places(STRATA_PURPOSE, size_s[slot_m].astype(np.uint64), seed, start, stop)
+    count_bn = _counted(order[first_s[slot_m] + place_bm], len(strata_n))
+    scale_n = np.empty(len(strata_n))
+    scale_n[order] = np.repeat(size_s / drawn_s, size_s)
+    return count_bn * scale_n
+
+
+def _places(
+    purpose: str, size_m: npt.NDArray[np.uint64], seed: int, start: int, stop: int
+) -> IntArray:
+    """Return draws [b, m], the m-th from 0 to size_m - 1."""
+    bits_bm = draws.bits(
+        seed, purpose, np.arange(start, stop)[:, None], np.arange(len(size_m))[None, :]
+    )
+    # The upper half of the bits, scaled to [0, size): biased by less than size / 2**32.
+    return ((bits_bm >> np.uint64(32)) * size_m >> np.uint64(32)).astype(np.int64)
+
+
+def _counted(index_bm: IntArray, num_units: int) -> FloatArray:
+    rows = len(index_bm)
+    cell = index_bm + num_units * np.arange(rows)[:, None]
     counts = np.bincount(cell.ravel(), minlength=rows * num_units)
     return counts.reshape(rows, num_units).astype(np.float64)
 
 
 @lru_cache(maxsize=2)
-def _all_counts(num_units: int, seed: int, num_bootstrap: int) -> FloatArray:
-    counts = resample(num_units, seed, 0, num_bootstrap)
+def _all_counts(num_units: int, strata: bytes | None, seed: int, num_bootstrap: int) -> FloatArray:
+    counts = _counts(num_units, strata, seed, 0, num_bootstrap)
     counts.setflags(write=False)
     return counts
 
 
+def _counts(num_units: int, strata: bytes | None, seed: int, start: int, stop: int) -> FloatArray:
+    if strata is None:
+        return resample(num_units, seed, start, stop)
+    return resample_within(np.frombuffer(strata, dtype=np.int64), seed, start, stop)
+
+
+def _strata(metric: AnyMetric) -> bytes | None:
+    return None if metric.strata_n is None else metric.strata_n.astype(np.int64).tobytes()
+
+
 def resampled(metrics: Sequence[AnyMetric], seed: int, num_bootstrap: int) -> FloatArray:
-    """Return the value of each metric in each resample [metrics, b]; they have equally many units.
+    """Return the value of each metric in each resample [metrics, b]; all of the same units, strata.
 
     Memory is bounded: large sets are resampled in pieces.
     """
-    num_units = metrics[0].num_units
+    num_units, strata = metrics[0].num_units, _strata(metrics[0])
     if num_units * num_bootstrap <= _CHUNK_ELEMENTS:
-        counts = _all_counts(num_units, seed, num_bootstrap)
+        counts = _all_counts(num_units, strata, seed, num_bootstrap)
         return np.stack([metric.weighted(counts) for metric in metrics])
     rows = max(2, _CHUNK_ELEMENTS // num_units)
     values = np.empty((len(metrics), num_bootstrap))
     for start in range(0, num_bootstrap, rows):
         stop = min(start + rows, num_bootstrap)
-        counts = resample(num_units, seed, start, stop)
+        counts = _counts(num_units, strata, seed, start, stop)
         values[:, start:stop] = [metric.weighted(counts) for metric in metrics]
     return values
 
@@ -190,14 +244,23 @@ def intervals(
 ) -> list[Interval | None]:
     """Return the 95 % percentile interval of each metric: units are drawn with replacement."""
     found: dict[int, Interval | None] = {}
-    wanted = [i for i, metric in enumerate(metrics) if getattr(metric, "has_interval", True)]
-    for num_units in sorted({metrics[i].num_units for i in wanted}):
-        same = [i for i in wanted if metrics[i].num_units == num_units]
+    alike: dict[tuple[int, bytes | None], list[int]] = {}
+    for i, metric in enumerate(metrics):
+        if getattr(metric, "has_interval", True):
+            alike.setdefault((metric.num_units, _strata(metric)), []).append(i)
+    for same in alike.values():
         values = resampled([metrics[i] for i in same], seed, num_bootstrap)
-        tail = (1 - LEVEL) / 2
-        low, high = np.nanquantile(values, [tail, 1 - tail], axis=1)
-        found |= {i: (float(low[j]), float(high[j])) for j, i in enumerate(same)}
+        found |= {i: _interval(metrics[i], values[j]) for j, i in enumerate(same)}
     return [found.get(i) for i in range(len(metrics))]
+
+
+def _interval(metric: AnyMetric, value_b: FloatArray) -> Interval:
+    tail = (1 - LEVEL) / 2
+    low, high = np.nanquantile(value_b, [tail, 1 - tail])
+    if getattr(metric, "is_shifted", False):
+        shift = np.nanmean(value_b) - metric.value
+        low, high = np.clip([low - shift, high - shift], 0.0, 1.0)
+    return float(low), float(high)
 
 
 def paired_difference(

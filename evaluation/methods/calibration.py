@@ -138,7 +138,9 @@ class Calibration:
             kind = "equal width" if name == "ece" else "equal mass"
             definition = f"expected calibration error, {self.num_bins} bins of {kind}; {said}"
             function = partial(calibration_error, confidence_n, correct_n, bin_n)
-            found.append(Statistic(name + suffix, definition, None, len(label_n), function))
+            found.append(
+                Statistic(name + suffix, definition, None, len(label_n), function, is_shifted=True)
+            )
         definition = f"mean squared error of probabilities, in [0, 2]; {said}"
         found.append(Metric("brier" + suffix, definition, None, brier(logit_nC, label_n)))
         definition = f"mean negative log likelihood, nats; {said}"

@@ -4,13 +4,14 @@ The dataset is in-distribution, other datasets of the run are not. Scores that n
 statistics (ReAct, ViM, Mahalanobis, KL-matching, KNN) are fitted on the train split, and left out
 where there is none. AUROC, AUPR and FPR95 each with its definition (ood_metrics.py).
 
-Legend: n ID images, m OOD images, b resamples.
+Legend: n ID images, m OOD images.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from evaluation.dataset import EvaluationDataset
 from evaluation.methods import ood_metrics as metrics
 from evaluation.methods import ood_scores as scores
 from evaluation.methods.registry import FprDefinition, Outcome
-from evaluation.statistics import AnyMetric, FloatArray, Statistic, number
+from evaluation.statistics import AnyMetric, FloatArray, Statistic
 from evaluation.subject import Subject, has_labels
 from pretrain.model.similarity import Similarity
 
@@ -74,26 +75,6 @@ def fitted_scores(
     }
 
 
-def auroc_resampled(id_n: FloatArray, ood_m: FloatArray) -> Callable[[FloatArray], FloatArray]:
-    """Return a function from counts of ID then OOD images [b, n + m] to AUROC [b]."""
-    score = np.concatenate([id_n, ood_m])
-    order = np.argsort(score, kind="stable")
-    starts = np.append(0, np.flatnonzero(np.diff(score[order])) + 1)
-    is_id = (np.arange(len(score)) < len(id_n))[order]
-
-    def value(count_bn: FloatArray) -> FloatArray:
-        count_bn = count_bn[:, order]
-        id_bt = np.add.reduceat(count_bn * is_id, starts, axis=1)
-        ood_bt = np.add.reduceat(count_bn * ~is_id, starts, axis=1)
-        below_bt = np.cumsum(ood_bt, axis=1) - ood_bt / 2
-        pairs_b = id_bt.sum(axis=1) * ood_bt.sum(axis=1)
-        with np.errstate(invalid="ignore"):
-            area: FloatArray = (id_bt * below_bt).sum(axis=1) / pairs_b
-        return area
-
-    return value
-
-
 class OutOfDistribution:
     """Every score against every OOD set."""
 
@@ -115,7 +96,7 @@ class OutOfDistribution:
         return has_labels(dataset)
 
     def run(self, subject: Subject) -> Iterator[Outcome]:
-        """Return AUROC (with interval), AUPR and FPR95 of each score on each set."""
+        """Return AUROC, AUPR and FPR95 of each score on each set."""
         similarity = subject.similarity
 
         def embedded(of: Subject, split: str = "test") -> Tensor:
@@ -137,41 +118,47 @@ class OutOfDistribution:
             with torch.no_grad():
                 for name, function in functions.items():
                     ood_m = function(ood_mD).numpy()
-                    found += self._metrics(name, other, id_scores[name], ood_m)
-                    curves[name] = _roc(id_scores[name], ood_m)
+                    standings = metrics.Standings(id_scores[name], ood_m)
+                    found += self._metrics(name, other, standings)
+                    curves[name] = _roc(standings)
             yield Outcome(found, f"{self.name}/{other}", shown={"roc": curves})
 
-    def _metrics(
-        self, name: str, other: str, id_n: FloatArray, ood_m: FloatArray
-    ) -> list[AnyMetric]:
-        n = len(id_n) + len(ood_m)
+    def _metrics(self, name: str, other: str, standings: metrics.Standings) -> list[AnyMetric]:
         said = f"ID against {other}; ID is positive, higher is more ID"
-        area = Statistic(
-            f"{name}_auroc",
-            f"P(ID above OOD), ties half; {said}",
-            0.5,
-            n,
-            auroc_resampled(id_n, ood_m),
-        )
-        aupr = metrics.aupr_trapezoid(id_n, ood_m)
-        fpr = metrics.FPR95[self.fpr95](id_n, ood_m)
+        rows: list[tuple[str, str, float | None, Callable[[metrics.Counts], FloatArray]]] = [
+            ("auroc", "P(ID above OOD), ties half", 0.5, metrics.auroc),
+            ("aupr", "area under precision over recall, trapezoids", None, metrics.aupr_trapezoid),
+            (
+                "fpr95",
+                f"OOD taken for ID at recall 0.95 (fpr95={self.fpr95})",
+                None,
+                metrics.FPR95[self.fpr95],
+            ),
+        ]
         return [
-            area,
-            number(
-                f"{name}_aupr", f"area under precision over recall, trapezoids; {said}", aupr, n
-            ),
-            number(
-                f"{name}_fpr95",
-                f"OOD taken for ID at recall 0.95 (fpr95={self.fpr95}); {said}",
-                fpr,
-                n,
-            ),
+            Statistic(
+                f"{name}_{what}",
+                f"{text}; {said}",
+                chance,
+                len(standings.set_n),
+                partial(_measured, measure, standings),
+                strata_n=standings.set_n,
+            )
+            for what, text, chance, measure in rows
         ]
 
 
-def _roc(id_n: FloatArray, ood_m: FloatArray) -> list[tuple[float, float]]:
+def _measured(
+    measure: Callable[[metrics.Counts], FloatArray],
+    standings: metrics.Standings,
+    count_bn: FloatArray,
+) -> FloatArray:
+    return measure(standings.counted(count_bn))
+
+
+def _roc(standings: metrics.Standings) -> list[tuple[float, float]]:
     """Return points (false positive rate, recall) of the ROC, at most NUM_CURVE_POINTS."""
-    _, hits, false = metrics.curve(id_n, ood_m)
-    at = np.unique(np.linspace(0, len(hits) - 1, NUM_CURVE_POINTS).astype(np.int64))
-    points = [(float(false[i] / len(ood_m)), float(hits[i] / len(id_n))) for i in at]
-    return [(0.0, 0.0), *points]
+    once = standings.once()
+    rate_t, recall_t = once.false_rate_bt[0], once.recall_bt[0]
+    at = np.unique(np.linspace(0, len(rate_t) - 1, NUM_CURVE_POINTS).astype(np.int64))
+    return [(float(rate_t[i]), float(recall_t[i])) for i in at]

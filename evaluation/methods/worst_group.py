@@ -98,7 +98,15 @@ class WorstGroup:
         what = f"{wanted.name} by {self.attribute}{' and label' if self.with_label else ''}"
         n = len(kept_n)
         found: list[AnyMetric] = [
-            Statistic("worst_group", f"{what}: the lowest; empty groups left out", None, n, worst),
+            Statistic(
+                "worst_group",
+                f"{what}: the lowest; empty groups left out",
+                None,
+                n,
+                worst,
+                strata_n=group_n,
+                is_shifted=True,
+            ),
             Statistic("average", f"{what}: over all images", wanted.chance, n, average),
             Statistic(
                 "group_gap",
@@ -106,6 +114,8 @@ class WorstGroup:
                 None,
                 n,
                 lambda count: average(count) - worst(count),
+                strata_n=group_n,
+                is_shifted=True,
             ),
         ]
         accuracy_G = by_group(np.ones((1, n)))[0]

@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 
 from configs import draws
 from evaluation import statistics
-from evaluation.statistics import PURPOSE, Metric, intervals
+from evaluation.methods.zero_shot import f1_macro
+from evaluation.statistics import (
+    PURPOSE,
+    STRATA_PURPOSE,
+    Metric,
+    intervals,
+    resample_within,
+)
 
 
 def metric(values: object, groups: object = None) -> Metric:
@@ -25,17 +32,65 @@ def test_a_grouped_metric_is_the_mean_over_groups_that_have_a_unit() -> None:
 
 def test_the_interval_is_that_of_the_plain_loop_over_resamples() -> None:
     values = np.random.default_rng(0).random(23)
-    groups = np.arange(23) % 4
+    groups = np.arange(23) % 4  # of 6, 6, 6 and 5 units: 5, 5, 5 and 4 are drawn
     means, recalls = [], []
     for resample in range(200):
         bits = draws.bits(5, PURPOSE, np.uint64(resample), np.arange(23))
-        index = [(int(b) >> 32) * 23 >> 32 for b in bits]
-        means.append(np.mean(values[index]))
-        by_group = [[values[i] for i in index if groups[i] == g] for g in range(4)]
-        recalls.append(np.mean([np.mean(group) for group in by_group if group]))
+        means.append(np.mean(values[[(int(b) >> 32) * 23 >> 32 for b in bits]]))
+        bits = draws.bits(5, STRATA_PURPOSE, np.uint64(resample), np.arange(19))
+        per_group, slot = [], 0
+        for group in range(4):
+            own = values[groups == group]
+            drawn = [own[(int(b) >> 32) * len(own) >> 32] for b in bits[slot : slot + len(own) - 1]]
+            per_group.append(np.mean(drawn))
+            slot += len(own) - 1
+        recalls.append(np.mean(per_group))
     found = intervals([metric(values), metric(values, groups)], seed=5, num_bootstrap=200)
     assert found[0] == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])))
     assert found[1] == pytest.approx(tuple(np.quantile(recalls, [0.025, 0.975])))
+
+
+def test_resamples_within_strata_keep_their_sizes_and_draw_single_ones_together() -> None:
+    strata = np.array([7, 3, 3, 3, 9, 5, 3])  # 3 has four units; 5, 7 and 9 one each
+    counts = resample_within(strata, 0, 0, 500)
+    assert counts[:, strata == 3].sum(axis=1) == pytest.approx(4)
+    assert counts[:, strata != 3].sum(axis=1) == pytest.approx(3)
+    assert counts.mean(axis=0) == pytest.approx(1, abs=0.12)
+    assert (resample_within(np.array([0, 1, 1]), 0, 0, 9)[:, 0] == 1).all()  # alone: always drawn
+
+
+def test_the_variance_of_a_mean_over_groups_is_unbiased_for_two_units_a_group() -> None:
+    values, groups = np.tile([0.0, 1.0], 500), np.repeat(np.arange(500), 2)
+    spread = statistics.resampled([metric(values, groups)], 0, 2000)[0].std()
+    assert spread == pytest.approx((0.5 / 2 / 500) ** 0.5, rel=0.05)  # s^2 = 1/2, n = 2, G = 500
+
+
+def test_recall_and_macro_f1_of_small_classes_are_covered_at_the_stated_level() -> None:
+    """50 classes of one image, known to 60 %, and 50 of 3 to 5 images, known to 10 %.
+
+    Resampling over all images would lose the single ones and shift the recall down.
+    """
+    draw = np.random.default_rng(0)
+    size = np.concatenate([np.ones(50, dtype=int), draw.integers(3, 6, 50)])
+    label = np.repeat(np.arange(100), size)
+    known = np.where(size == 1, 0.6, 0.1)[label]
+
+    def measured() -> tuple[Metric, object]:
+        right = draw.random(len(label)) < known
+        guess = np.where(right, label, draw.integers(0, 100, len(label)))
+        return metric(guess == label, label), f1_macro(guess, label, 100)
+
+    truth = [
+        np.mean([m.value for m in both])
+        for both in zip(*(measured() for _ in range(400)), strict=True)
+    ]
+    inside = np.zeros(2)
+    for _ in range(100):
+        both = measured()
+        found = intervals(both, seed=0, num_bootstrap=200)
+        inside += [low <= t <= high for (low, high), t in zip(found, truth, strict=True)]
+        assert all(low <= m.value <= high for (low, high), m in zip(found, both, strict=True))
+    assert (inside >= 90).all()  # of 100; a collapsed stratum is wide rather than narrow
 
 
 def test_neither_chunks_nor_other_metrics_change_an_interval(
@@ -61,7 +116,8 @@ def test_the_interval_contains_the_value_and_stays_in_range(
     plain, grouped = intervals(both, seed=seed, num_bootstrap=300)
     assert 0 <= plain[0] <= both[0].value + 1e-12
     assert both[0].value - 1e-12 <= plain[1] <= 1
-    assert 0 <= grouped[0] <= grouped[1] <= 1
+    assert -1e-12 <= grouped[0] <= both[1].value + 1e-12
+    assert both[1].value - 1e-12 <= grouped[1] <= 1 + 1e-12
 
 
 def test_the_width_is_that_of_the_normal_approximation_for_many_units() -> None:

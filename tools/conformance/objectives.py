@@ -31,7 +31,6 @@ ATOL = 1e-9
 # "MERU clamps: matches the fork's entailment to 3.4e-8" (golden README); ours does not clamp.
 MERU_ENTAILMENT_ATOL = 1e-7
 CLIP_SCALE = 1 / 0.07
-SIGLIP_SCALE = 117.330765  # exp(t) of the released SigLIP B/16
 TEACHER_SCALE = 50.0  # openclip_distill.json, clipkd.json
 
 
@@ -127,8 +126,13 @@ def scalar(value: float) -> Tensor:
 
 def named(text: str) -> float:
     """Return a number from a case's name, which is rounded: 14.2857 stands for 1 / 0.07."""
-    constants = {f"{value:.4f}": value for value in (CLIP_SCALE, SIGLIP_SCALE)}
-    return constants.get(text, float(text))
+    return CLIP_SCALE if text == f"{CLIP_SCALE:.4f}" else float(text)
+
+
+def rounding(text: str) -> float:
+    """Return how far a number may be from what a name says; names hold integers exactly."""
+    known = text == f"{CLIP_SCALE:.4f}" or float(text).is_integer()
+    return 0.0 if known else 0.5 * 10.0 ** -len(text.partition(".")[2])
 
 
 def loss_of(name: str, features: Features, similarity: Any, **keywords: Any) -> Tensor:
@@ -167,20 +171,33 @@ def check_infonce(golden: Golden) -> Iterator[Row]:
 
 
 def check_siglip(golden: Golden) -> Iterator[Row]:
-    """Siglip: scale and bias in the names; the ring and the gather."""
+    """Siglip, ring and gather: allowed is what the rounding of scale and bias in names changes."""
     for case, match in golden.cases(r"s\d+_b\d+_d\d+/scale([\d.]+)_bias(-?[\d.]+)"):
-        cosine = geometry("cosine")
+        scale, bias = named(match[1]), float(match[2])
         for exchange in ("ring", "gather"):
-            log_scale, bias = scalar(np.log(named(match[1]))), scalar(float(match[2]))
-            image, text = golden.pair(case)
-            features = Features(image, text, log_scale.exp(), bias)
-            loss = loss_of("siglip", features, cosine, exchange=exchange)
-            inputs = {"img_raw": image, "txt_raw": text, "log_scale": log_scale, "bias": bias}
-            yield from golden.rows(case, {"loss": loss, **slopes(loss, **inputs)})
-        image, text = leaf(unit(image)), leaf(unit(text))
-        features = Features(image, text, log_scale.exp(), bias)
-        loss = loss_of("siglip", features, AsGiven(cosine))
-        yield from golden.rows(case, slopes(loss, img_unit=image, txt_unit=text))
+            ours = siglip_quantities(golden.pair(case), scale, bias, exchange)
+            ends = ((scale + rounding(match[1]), bias), (scale, bias + rounding(match[2])))
+            moved = [siglip_quantities(golden.pair(case), *end, exchange) for end in ends]
+            for key, value in ours.items():
+                allowed = sum(float((other[key] - value).detach().abs().max()) for other in moved)
+                yield from golden.rows(case, {key: value}, atol=ATOL + 1.01 * allowed)
+
+
+def siglip_quantities(
+    pair: tuple[Tensor, Tensor], scale: float, bias: float, exchange: str
+) -> dict[str, Tensor]:
+    """Return the loss and its gradients, by raw features and by those of length 1."""
+    cosine = geometry("cosine")
+    image, text = (leaf(raw) for raw in pair)
+    log_scale, own_bias = scalar(np.log(scale)), scalar(bias)
+    features = Features(image, text, log_scale.exp(), own_bias)
+    loss = loss_of("siglip", features, cosine, exchange=exchange)
+    inputs = {"img_raw": image, "txt_raw": text, "log_scale": log_scale, "bias": own_bias}
+    found = {"loss": loss, **slopes(loss, **inputs)}
+    image, text = leaf(unit(image)), leaf(unit(text))
+    features = Features(image, text, log_scale.exp(), own_bias)
+    loss = loss_of("siglip", features, AsGiven(cosine), exchange=exchange)
+    return {**found, **slopes(loss, img_unit=image, txt_unit=text)}
 
 
 def check_cloob(golden: Golden) -> Iterator[Row]:
