@@ -56,7 +56,8 @@ def _read(path: Path) -> Tree:
     return tree
 
 
-def _merge(parent: Tree, child: Tree, *, is_section: bool = True) -> Tree:
+def merge(parent: Tree, child: Tree, *, is_section: bool = True) -> Tree:
+    """Return `parent` with the keys of `child`, section by section (the rules above)."""
     # Only a section's `name` chooses a variant; at the top level it labels the run. A parent
     # without one has the default variant: keys that another does not know are refused later.
     if is_section and "name" in child and "name" in parent and child["name"] != parent["name"]:
@@ -65,7 +66,7 @@ def _merge(parent: Tree, child: Tree, *, is_section: bool = True) -> Tree:
     for key, value in child.items():
         inherited = merged.get(key)
         if isinstance(value, dict) and isinstance(inherited, dict):
-            value = _merge(inherited, value)
+            value = merge(inherited, value)
         merged[key] = value
     return merged
 
@@ -80,7 +81,7 @@ def _resolve_file(path: Path, seen: tuple[Path, ...] = ()) -> Tree:
         return tree
     parent_path = find_config(parent, beside=path.parent)
     inherited = _resolve_file(parent_path, (*seen, path.resolve()))
-    return _merge(inherited, tree, is_section=False)
+    return merge(inherited, tree, is_section=False)
 
 
 def apply_override(tree: Tree, override: str) -> None:
@@ -111,7 +112,7 @@ def apply_override(tree: Tree, override: str) -> None:
     else:
         inherited = node.get(last)
         both = isinstance(value, dict) and isinstance(inherited, dict)
-        node[last] = _merge(inherited, value) if both else value
+        node[last] = merge(inherited, value) if both else value
 
 
 def _list_position(node: list[Any], key: str, override: str) -> int:

@@ -24,13 +24,15 @@ from pretrain.data.mixture import shares_of
 from pretrain.data.reader import captions_of
 from pretrain.data.remote import CachePlan
 from pretrain.data.streaming import Stream, StreamDataset, stream_batches
-from pretrain.engine import Engine, start_processes
+from pretrain.engine import Engine
 from pretrain.model.clip import DEFAULT_IMAGE_WIDTH, ClipModel, Json, read_model_config
 from pretrain.model.heads import Heads
+from pretrain.model.positions import carry_weights
 from pretrain.model.tokenizer import TOKENIZER_FILE, Tokenizer
 from pretrain.objectives.group import Group, world_or_solo
 from pretrain.objectives.registry import Total
 from pretrain.ranks import on_first_rank
+from pretrain.stages import Stage, Stages
 from pretrain.teacher import Teacher
 
 Batches = Iterator[Batch | PairmillError]
@@ -38,8 +40,9 @@ Batches = Iterator[Batch | PairmillError]
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run is made of on one rank."""
+    """What a stage of a run is made of on one rank."""
 
+    stage: Stage
     data: Sources | Stream
     tokenizer: Tokenizer
     engine: Engine
@@ -53,22 +56,76 @@ class Parts:
         return open_batches(self.dataset, first=first, last=last, num_workers=num_workers)
 
 
-def build_parts(config: PretrainConfig) -> Parts:
-    """Start the processes and build everything; ranks end up with equal weights."""
-    model_config = read_model_config(config.model)
-    device = start_processes(config.engine.num_threads)
+def build_parts(config: PretrainConfig, stage: Stage, device: torch.device) -> Parts:
+    """Build everything that a stage needs, with fresh weights; ranks end up with equal ones.
+
+    `config` is the whole run's; the processes have started (engine.start_processes).
+    """
+    first = Stages.of(config).stages[0].config
+    data = read_data(first)
+    tokenizer = run_tokenizer(first, data, stage_model_config(first)["text_cfg"]["context_length"])
+    if stage.config.data != first.data:
+        data = read_data(stage.config)
+    return _build_stage(stage, data, tokenizer, device, before=None)
+
+
+def next_parts(before: Parts, stage: Stage) -> Parts:
+    """Return the parts of the stage after `before`, with its weights; `before` is used up."""
+    config, data = stage.config, before.data
+    if config.data != before.stage.config.data:
+        data = read_data(config)
+    return _build_stage(stage, data, before.tokenizer, before.engine.device, before)
+
+
+def _build_stage(
+    stage: Stage,
+    data: Sources | Stream,
+    tokenizer: Tokenizer,
+    device: torch.device,
+    before: Parts | None,
+) -> Parts:
+    config = stage.config
     check_batch(config, dist.get_world_size())
-    data = read_data(config)
-    tokenizer = run_tokenizer(config, data, model_config["text_cfg"]["context_length"])
-    torch.manual_seed(config.seed)
-    teacher = None if config.teacher is None else Teacher(config.teacher.checkpoint).to(device)
-    model = build_model(config, with_tokenizer(model_config, tokenizer), teacher)
-    if teacher is not None:
-        teacher.check_fits(model, tokenizer)
+    model_config = stage_model_config(config)
+    tokenizer = tokenizer.with_context(model_config["text_cfg"]["context_length"])
     group = world_or_solo()
+    keeps = before is not None and stage.keep_optimizer
+    if before is not None and keeps:
+        engine, teacher, model = before.engine, before.teacher, before.engine.model
+    else:
+        torch.manual_seed(config.seed)
+        teacher = None if config.teacher is None else Teacher(config.teacher.checkpoint).to(device)
+        model = build_model(config, with_tokenizer(model_config, tokenizer), teacher)
+        if teacher is not None:
+            teacher.check_fits(model, tokenizer)
+        if before is not None:
+            weights = {n: w.to("cpu", copy=True) for n, w in before.engine.weights().items()}
+            carry_weights(weights, before.engine.model.config, model)
+            before.engine.close()
+        engine = Engine(model, config, device)
     dataset = build_dataset(config, data, tokenizer, model, rank=group.rank, world_size=group.size)
-    engine = Engine(model, config, device)
-    return Parts(data, tokenizer, engine, config.total, group, dataset, teacher)
+    return Parts(stage, data, tokenizer, engine, config.total, group, dataset, teacher)
+
+
+def stage_model_config(config: PretrainConfig) -> Json:
+    """Read the model JSON with the image size, positions and context length of the run or stage.
+
+    Raises ConfigError where the image does not divide into patches.
+    """
+    model = read_model_config(config.model)
+    vision, text = dict(model["vision_cfg"]), dict(model["text_cfg"])
+    if config.image_size is not None:
+        vision["image_size"] = config.image_size
+    if config.image_positions is not None:
+        vision["pos_embed_type"] = config.image_positions
+    if config.context_length is not None:
+        text["context_length"] = config.context_length
+    if vision["image_size"] % vision["patch_size"]:
+        raise ConfigError(
+            f"image_size {vision['image_size']} does not divide into patches of "
+            f"{vision['patch_size']} px; choose a multiple of it."
+        )
+    return {**model, "vision_cfg": vision, "text_cfg": text}
 
 
 def build_model(config: PretrainConfig, model_config: Json, teacher: Teacher | None) -> ClipModel:

@@ -8,12 +8,12 @@ import os
 
 import torch
 
-from pretrain.build import build_model, check_batch, read_data
+from pretrain.arithmetic import describe
+from pretrain.build import build_model, check_batch, read_data, stage_model_config
 from pretrain.config import PretrainConfig
-from pretrain.model.clip import read_model_config
 from pretrain.reduction.image import num_kept_patches
+from pretrain.stages import Stages
 from pretrain.throughput import measure
-from pretrain.train import describe
 
 _BYTES_A_PARAMETER = 16  # fp32 weight and gradient, two AdamW moments
 
@@ -27,7 +27,7 @@ def dry_run(config: PretrainConfig, *, seconds: float = 3.0) -> str:
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     check_batch(config, world_size)
     data = read_data(config)
-    model_config = read_model_config(config.model)
+    model_config = stage_model_config(config)
     if config.tokenizer.name == "words":  # not trained yet: it can have no more than this
         model_config["text_cfg"]["vocab_size"] = config.tokenizer.vocab_size
     vocabulary = model_config["text_cfg"]["vocab_size"]
@@ -41,7 +41,7 @@ def dry_run(config: PretrainConfig, *, seconds: float = 3.0) -> str:
     checkpoints = (last - 1) // config.intervals.checkpoint_samples
     return "\n".join(
         [
-            describe(config, data, world_size),
+            describe(Stages.of(config).stages[0], data, world_size),
             f"model {config.model}: at most {total / 1e6:.2f} M parameters, {image / 1e6:.2f} M of "
             f"them in the image tower (a vocabulary of up to {vocabulary:,}); "
             f"{model.image_size} px, {kept} of {model.num_patches} patches kept, "

@@ -174,6 +174,10 @@ class Engine:
         """Write the sharded training state into `folder`; every rank must call it."""
         self._engine.save_checkpoint(str(folder), tag="state", save_latest=False)
 
+    def close(self) -> None:
+        """Let go of the model and what DeepSpeed holds of it; nothing can be called afterwards."""
+        self._engine.destroy()
+
     def load(self, folder: Path) -> None:
         """Read the training state back; same number of ranks, or ZeRO stage 0."""
         self._engine.load_checkpoint(str(folder), tag="state")

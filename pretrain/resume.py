@@ -54,7 +54,7 @@ class ResumePoint(NamedTuple):
 
 def save(config: PretrainConfig, parts: Parts, point: ResumePoint) -> Path:
     """Publish a checkpoint of the run at `point`; every rank must call it."""
-    samples_seen = point.step_number * config.global_batch_size
+    samples_seen = parts.stage.samples_at(point.step_number)
     checkpoints = Path(config.output) / "checkpoints"
     name = checkpoint.folder_name(samples_seen)
     temporary, final = checkpoints / f".{name}.tmp-saving", checkpoints / name
@@ -97,7 +97,7 @@ def _record(
         "manifest_digest": parts.data.digest,
         "world_size": parts.group.size,
         "threads": torch.get_num_threads(),
-        "zero_stage": config.engine.zero_stage,
+        "zero_stage": parts.stage.config.engine.zero_stage,
         "versions": _versions(),
     }
 
@@ -107,13 +107,19 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{p: version(p) for p in packages}}
 
 
-def restore(config: PretrainConfig, parts: Parts) -> ResumePoint:
-    """Load the newest sound checkpoint of the run into its parts; return where it stood."""
-    checkpoints = Path(config.output) / "checkpoints"
-    found = on_first_rank(lambda: _newest_sound(config, parts, checkpoints))
+class Found(NamedTuple):
+    """The newest sound checkpoint of a run."""
+
+    folder: Path
+    record: checkpoint.CheckpointRecord
+
+
+def restore(config: PretrainConfig, parts: Parts, found: Found | None) -> ResumePoint:
+    """Load a checkpoint of the run into the parts of its stage; return where it stood."""
     if found is None:
         return ResumePoint(0, 0)
-    folder, point = found
+    folder, record = found
+    on_first_rank(lambda: _check_same_run(config, parts, folder, record))
     parts.engine.load(folder / "engine")
     state = folder / "engine" / f"random_state_{parts.group.rank}.pt"
     if state.is_file():
@@ -121,12 +127,15 @@ def restore(config: PretrainConfig, parts: Parts) -> ResumePoint:
         torch.set_rng_state(states["cpu"])
         if "cuda" in states and torch.cuda.is_available():
             torch.cuda.set_rng_state(states["cuda"])
-    return point
+    return ResumePoint(record.step, record.skipped_samples)
 
 
-def _newest_sound(
-    config: PretrainConfig, parts: Parts, checkpoints: Path
-) -> tuple[Path, ResumePoint] | None:
+def newest_sound(config: PretrainConfig) -> Found | None:
+    """Return the newest sound checkpoint of the run, passing over damaged ones, loudly."""
+    return on_first_rank(lambda: _newest_sound(config, Path(config.output) / "checkpoints"))
+
+
+def _newest_sound(config: PretrainConfig, checkpoints: Path) -> Found | None:
     damaged = []
     for folder in checkpoint.usable_checkpoints(checkpoints):
         try:
@@ -137,9 +146,8 @@ def _newest_sound(
             continue
         for other in damaged:  # out of the way: it must not count among those that are kept
             other.rename(other.with_name(f"damaged-{other.name}"))
-        _check_same_run(config, parts, folder, record)
-        print(_continuing(config, parts, folder, record), file=sys.stderr, flush=True)
-        return folder, ResumePoint(record.step, record.skipped_samples)
+        print(_continuing(config, folder, record), file=sys.stderr, flush=True)
+        return Found(folder, record)
     if damaged:
         raise CheckpointError(
             f"none of the {len(damaged)} checkpoints in {checkpoints} is sound. "
@@ -148,11 +156,9 @@ def _newest_sound(
     return None
 
 
-def _continuing(
-    config: PretrainConfig, parts: Parts, folder: Path, record: checkpoint.CheckpointRecord
-) -> str:
+def _continuing(config: PretrainConfig, folder: Path, record: checkpoint.CheckpointRecord) -> str:
     message = f"continuing {config.name} from {folder} at {record.samples_seen:,} samples"
-    now = {"threads": torch.get_num_threads(), "ranks": parts.group.size, **_versions()}
+    now = {"threads": torch.get_num_threads(), "ranks": dist.get_world_size(), **_versions()}
     then = {"threads": record.threads, "ranks": record.world_size, **record.versions}
     changes = [f"{k} {then.get(k)} -> {now.get(k)}" for k in now if now.get(k) != then.get(k)]
     if changes:

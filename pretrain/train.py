@@ -25,17 +25,17 @@ import torch.distributed as dist
 from configs.errors import PairmillError, TrainingError, UsageError
 from configs.load import to_yaml
 from configs.publish import publish_text
+from pretrain.arithmetic import describe
 from pretrain.bad_samples import BadSamples, check_share, drop_rows_after
-from pretrain.build import Parts, build_parts
+from pretrain.build import Parts, build_parts, next_parts
 from pretrain.config import PretrainConfig
-from pretrain.data.dataset import Sources
 from pretrain.data.loader import Batch
-from pretrain.data.streaming import Stream
+from pretrain.engine import start_processes
 from pretrain.inputs import forward_inputs
 from pretrain.objectives.accuracy import batch_accuracy
 from pretrain.ranks import Stop, StopRequest, on_first_rank
-from pretrain.resume import ResumePoint, restore, save
-from pretrain.schedule import warmup_cosine
+from pretrain.resume import Found, ResumePoint, newest_sound, restore, save
+from pretrain.stages import Stage, Stages
 from pretrain.telemetry import Telemetry
 
 STOPPED_ON_REQUEST = 75  # exit code (EX_TEMPFAIL): worth requeueing
@@ -64,7 +64,8 @@ class Run:
     """A run in progress on one rank."""
 
     config: PretrainConfig
-    parts: Parts
+    stages: Stages
+    parts: Parts  # of the present stage
     step_number: int
     telemetry: Telemetry | None  # rank 0 alone
     bad_samples: BadSamples
@@ -76,7 +77,16 @@ class Run:
     @property
     def samples_seen(self) -> int:
         """Samples of finished steps, over all ranks."""
-        return self.step_number * self.config.global_batch_size
+        return self.stage.samples_at(self.step_number)
+
+    @property
+    def stage(self) -> Stage:
+        """The present stage."""
+        return self.parts.stage
+
+    def enter(self, stage: Stage) -> None:
+        """Go on in the next stage."""
+        self.parts = next_parts(self.parts, stage)
 
     def step(self, batch: Batch) -> None:
         """Encode, compare, update; log where a log interval ends in this step."""
@@ -84,10 +94,10 @@ class Run:
         compared: Any = {"similarity": engine.model.similarity, "group": self.parts.group}
         inputs = forward_inputs(batch, self.parts.objective, engine.model, self.parts.teacher)
         features = engine.forward(**inputs)
-        features = features._replace(progress=self.step_number / self.config.num_steps)
+        features = features._replace(progress=self.samples_seen / self.stages.num_samples)
         loss = self.parts.objective(features, **compared)
         engine.backward(loss.loss)
-        learning_rate = self._learning_rate()
+        learning_rate = self.stage.learning_rate(self.samples_seen)
         norm = engine.step(learning_rate)
         self.step_number += 1
         self.meter.steps += 1
@@ -125,25 +135,15 @@ class Run:
 
     def is_finished(self) -> bool:
         """Whether the budget is spent."""
-        return self.step_number >= self.config.num_steps
+        return self.step_number >= self.stages.num_steps
 
     def checkpoint_due(self) -> bool:
         """Whether a checkpoint interval ended in the last step."""
         return self._interval_ends(self.config.intervals.checkpoint_samples)
 
     def _interval_ends(self, interval: int) -> bool:
-        before = self.samples_seen - self.config.global_batch_size
+        before = self.samples_seen - self.stage.batch
         return before // interval != self.samples_seen // interval
-
-    def _learning_rate(self) -> float:
-        batch = self.config.global_batch_size
-        return warmup_cosine(
-            self.samples_seen,
-            peak=self.config.optimizer.learning_rate,
-            batch=batch,
-            warmup_samples=self.config.optimizer.warmup_samples,
-            total_samples=self.config.num_steps * batch,
-        )
 
     def _log(
         self, means: dict[str, torch.Tensor], norm: torch.Tensor | float, learning_rate: float
@@ -153,10 +153,11 @@ class Run:
         logged = dict(zip(means, values, strict=True))
         self._check_finite(loss=logged["loss"], gradient_norm=float(norm))
         elapsed = time.perf_counter() - meter.started
-        rate = meter.steps * self.config.global_batch_size / elapsed
-        left = (self.config.num_steps - self.step_number) * self.config.global_batch_size
+        rate = meter.steps * self.stage.batch / elapsed
+        left = self.stages.num_samples - self.samples_seen
         row = {
             "step": self.step_number,
+            "stage": self.stage.number,
             "samples_seen": self.samples_seen,
             **self._epoch(),
             **logged,
@@ -225,17 +226,19 @@ def pretrain(config: PretrainConfig, *, stop: Stop | None = None) -> Outcome:
     request = StopRequest(stop)
     run = None
     try:
-        parts = build_parts(config)
-        run = open_run(config, parts)
-        started, first = time.perf_counter(), run.step_number
+        stages, device = Stages.of(config), start_processes(config.engine.num_threads)
+        found = newest_sound(config)
+        stage = stages.at(found.record.step if found else 0)
+        run = open_run(config, stages, build_parts(config, stage, device), found)
+        started, first = time.perf_counter(), run.samples_seen
         loop(run, request)
     finally:
         request.restore_handlers()
         if run is not None:
             run.close()
     seconds = time.perf_counter() - started
-    rate = (run.step_number - first) * config.global_batch_size / seconds
-    return Outcome(run.is_finished(), run.samples_seen, rate, parts.group.rank == 0)
+    rate = (run.samples_seen - first) / seconds
+    return Outcome(run.is_finished(), run.samples_seen, rate, run.parts.group.rank == 0)
 
 
 def lock_folder(folder: Path) -> IO[str]:
@@ -253,24 +256,23 @@ def lock_folder(folder: Path) -> IO[str]:
     return lock
 
 
-def open_run(config: PretrainConfig, parts: Parts) -> Run:
-    """Lock the run folder, restore the newest sound checkpoint or start at zero, open the log."""
-    folder, batch = Path(config.output), config.global_batch_size
+def open_run(config: PretrainConfig, stages: Stages, parts: Parts, found: Found | None) -> Run:
+    """Lock the run folder, restore the checkpoint or start at zero, open the log."""
+    folder = Path(config.output)
     lock: list[IO[str]] = []  # an open file does not travel to the other ranks
     on_first_rank(lambda: lock.append(lock_folder(folder)))
-    point = restore(config, parts)
+    point = restore(config, parts, found)
     telemetry = None
-    samples_seen = point.step_number * batch
+    samples_seen = parts.stage.samples_at(point.step_number)
     bad_before = on_first_rank(lambda: drop_rows_after(folder, samples_seen))
     if parts.group.rank == 0:
         publish_text(folder / "config.yaml", to_yaml(config))
-        telemetry = Telemetry(
-            folder, samples_seen=samples_seen, total_samples=config.num_steps * batch
-        )
-        print(describe(config, parts.data, parts.group.size), file=sys.stderr, flush=True)
+        telemetry = Telemetry(folder, samples_seen=samples_seen, total_samples=stages.num_samples)
+        say(describe(parts.stage, parts.data, parts.group.size))
     dist.barrier()  # no rank writes before rank 0 has made the folder and cut the logs
     return Run(
         config=config,
+        stages=stages,
         parts=parts,
         step_number=point.step_number,
         telemetry=telemetry,
@@ -281,36 +283,40 @@ def open_run(config: PretrainConfig, parts: Parts) -> Run:
     )
 
 
+def say(text: str) -> None:
+    """Write a line for people."""
+    print(text, file=sys.stderr, flush=True)
+
+
 def loop(run: Run, request: StopRequest) -> None:
-    """Take steps until the budget is spent or a stop is agreed on; save on the way."""
-    if run.is_finished():
-        return
+    """Take steps until the budget is spent or a stop is agreed on, stage after stage."""
+    while not run.is_finished():
+        if run.step_number == run.stage.last_step:
+            stage = run.stages.after(run.stage)
+            assert stage is not None, "a run that is not finished has a stage left"
+            run.enter(stage)
+            if run.telemetry is not None:
+                say(describe(stage, run.parts.data, run.parts.group.size))
+        if loop_stage(run, request):
+            return
+
+
+def loop_stage(run: Run, request: StopRequest) -> bool:
+    """Take the steps of the present stage, save on the way; return whether a stop was agreed on."""
     source = run.parts.batches(
         first=run.samples_seen,
-        last=run.config.num_steps * run.config.global_batch_size,
-        num_workers=run.config.data.num_workers,
+        last=run.stage.last_sample,
+        num_workers=run.stage.config.data.num_workers,
     )
     run.meter = Meter()
-    while not run.is_finished():
+    while run.step_number < run.stage.last_step:
         batch = run.fetch(source)
         error = batch if isinstance(batch, PairmillError) else None
         if request.agreed(run.step_number, error):
             run.save()
-            return
+            return True
         assert isinstance(batch, Batch)
         run.step(batch)
-        if run.checkpoint_due() or run.is_finished():
+        if run.checkpoint_due() or run.step_number == run.stage.last_step:
             run.save()
-
-
-def describe(config: PretrainConfig, data: Sources | Stream, world_size: int) -> str:
-    """Say the arithmetic of a run in words."""
-    batch, steps = config.global_batch_size, config.num_steps
-    ranks = "1 rank" if world_size == 1 else f"{world_size} ranks"
-    passes = f"{steps * batch / data.num_samples:.2f} passes over " if data.num_samples else "from "
-    return (
-        f"{config.name}: global batch {batch:,} = {ranks} x {batch // world_size:,} samples; "
-        f"{steps:,} steps make {steps * batch:,} samples, {passes}{data.describe()}; "
-        f"mask ratio {config.reduction.mask_ratio:g}; ZeRO stage {config.engine.zero_stage}, "
-        f"{config.engine.precision}"
-    )
+    return False

@@ -12,6 +12,7 @@ from pretrain.config.data import (
 )
 from pretrain.config.model import LogitConfig, ReductionConfig, TeacherConfig, TokenizerConfig
 from pretrain.config.run import Objectives, PretrainConfig
+from pretrain.config.stage import StageConfig
 from pretrain.config.training import EngineConfig, IntervalConfig, OptimizerConfig
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "ReductionConfig",
     "RemoteConfig",
     "SourceConfig",
+    "StageConfig",
     "TeacherConfig",
     "TokenizerConfig",
 ]

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    ModelWrapValidatorHandler,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from configs.errors import did_you_mean
+from configs.load import merge
 from configs.registry import Config, Tagged, Variant
 from pretrain.config.data import AugmentationConfig, DataConfig
 from pretrain.config.model import LogitConfig, ReductionConfig, TeacherConfig, TokenizerConfig
+from pretrain.config.stage import STAGE_KEYS, StageConfig
 from pretrain.config.training import EngineConfig, IntervalConfig, OptimizerConfig
 from pretrain.model.logits import Logits
 from pretrain.model.similarity import similarities
@@ -35,6 +47,13 @@ class PretrainConfig(Config):
     tokenizer: TokenizerConfig = TokenizerConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
     model: str = Field(description="a model JSON: a path, a name in configs/models, or open_clip's")
+    image_size: PositiveInt | None = Field(default=None, description="pixels; null: the model's")
+    image_positions: Literal["learnable", "sin_cos_2d"] | None = Field(
+        default=None, description="of the image tower; null: the model's"
+    )
+    context_length: PositiveInt | None = Field(
+        default=None, description="tokens of a text; null: the model's"
+    )
     reduction: ReductionConfig = ReductionConfig()
     similarity: Annotated[Variant, Tagged(similarities)] = Field(
         default_factory=lambda: similarities.section("cosine")(name="cosine")
@@ -49,15 +68,73 @@ class PretrainConfig(Config):
     engine: EngineConfig = EngineConfig()
     intervals: IntervalConfig = IntervalConfig()
     global_batch_size: PositiveInt
-    samples: PositiveInt = Field(description="the budget: samples seen at the end")
+    samples: PositiveInt = Field(
+        description="the budget: samples seen at the end; with stages, their sum by default"
+    )
+    stages: tuple[StageConfig, ...] = Field(
+        default=(), description="one after another; empty: the whole run is one stage"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _budget_of_stages(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping) or not data.get("stages") or data.get("samples"):
+            return data
+        parts = [s.get("samples") if isinstance(s, Mapping) else None for s in data["stages"]]
+        numbers = [part for part in parts if isinstance(part, int)]
+        return {**data, "samples": sum(numbers)} if len(numbers) == len(parts) else data
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _stages_hold(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Say every problem of every stage, at its own place."""
+        config = handler(data)
+        problems: list[InitErrorDetails] = []
+        for number, stage in enumerate(config.stages):
+            for key in sorted(stage.changes.keys() - set(STAGE_KEYS)):
+                message = (
+                    f"a stage cannot change this{did_you_mean(key, STAGE_KEYS)} It may change: "
+                    f"{', '.join(STAGE_KEYS)}"
+                )
+                kind: Any = PydanticCustomError("stage_key", "{message}", {"message": message})
+                got = stage.changes[key]
+                problems.append({"type": kind, "loc": ("stages", number, key), "input": got})
+            try:
+                config.in_stage(number)
+            except ValidationError as error:
+                for problem in map(cls._detail, error.errors(include_url=False)):
+                    place = ("stages", number, *problem.get("loc", ()))
+                    problems.append({**problem, "loc": place})
+        if problems:
+            raise ValidationError.from_exception_data(cls.__name__, problems)
+        return config
+
+    def in_stage(self, number: int) -> Self:
+        """Return the configuration of one stage as a run of its own: its changes merged in.
+
+        Raises pydantic's ValidationError where they do not fit.
+        """
+        stage = self.stages[number]
+        whole = self.model_dump(mode="json", exclude={"stages"})
+        changes = {key: stage.changes[key] for key in STAGE_KEYS if key in stage.changes}
+        merged = merge(whole, {**changes, "samples": stage.samples}, is_section=False)
+        return type(self).model_validate(merged)
 
     @model_validator(mode="after")
     def _budget_holds_a_batch(self) -> Self:
-        if self.samples < self.global_batch_size:
+        if not self.stages and self.samples < self.global_batch_size:
             raise ValueError(
                 f"samples {self.samples:,} is less than one global batch of "
                 f"{self.global_batch_size:,}"
             )
+        total = sum(stage.samples for stage in self.stages)
+        if self.stages and total != self.samples:
+            raise ValueError(
+                f"samples {self.samples:,} is not the sum of the stages, {total:,}: leave it out "
+                "(samples: null), or change the stages"
+            )
+        if self.stages and self.stages[0].keep_optimizer:
+            raise ValueError("the first stage has no optimizer to keep: stages.0.keep_optimizer")
         if self.data.source == "streaming" and self.tokenizer.name == "words":
             raise ValueError(
                 "tokenizer words learns its vocabulary from the index, which source: streaming has "
@@ -109,5 +186,9 @@ class PretrainConfig(Config):
 
     @property
     def num_steps(self) -> int:
-        """Optimizer steps of the whole run; the budget is rounded down to whole batches."""
-        return self.samples // self.global_batch_size
+        """Optimizer steps of the whole run; each stage is rounded down to whole batches."""
+        if not self.stages:
+            return self.samples // self.global_batch_size
+        batches = [stage.changes.get("global_batch_size") for stage in self.stages]
+        sizes = [batch or self.global_batch_size for batch in batches]
+        return sum(s.samples // size for s, size in zip(self.stages, sizes, strict=True))

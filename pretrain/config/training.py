@@ -13,13 +13,14 @@ from pydantic import (
     model_validator,
 )
 
-from configs.registry import Config
+from configs.registry import Config, Tagged, Variant
+from pretrain.schedule import schedules
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerConfig(Config):
-    """AdamW with a linear warmup and a cosine to zero; both in samples."""
+    """AdamW, and its learning rate as a function of samples (schedule.py), in each stage anew."""
 
     name: Literal["adamw"] = "adamw"
     learning_rate: PositiveFloat = 1.0e-3
@@ -28,6 +29,9 @@ class OptimizerConfig(Config):
     beta2: Fraction = 0.98
     eps: PositiveFloat = 1.0e-6
     warmup_samples: NonNegativeInt = 0
+    schedule: Annotated[Variant, Tagged(schedules)] = Field(
+        default_factory=lambda: schedules.section("cosine")(name="cosine")
+    )
     max_gradient_norm: NonNegativeFloat = 1.0  # 0 turns clipping off
 
 

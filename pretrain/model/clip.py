@@ -31,7 +31,15 @@ from pretrain.model.torchvision_ops import ensure_torchvision
 
 ensure_torchvision()
 import open_clip  # noqa: E402
-from open_clip.model import CLIPTextCfg, CLIPVisionCfg  # noqa: E402
+from open_clip.model import (  # noqa: E402
+    CLIPTextCfg,
+    CLIPVisionCfg,
+    resize_pos_embed,
+    resize_text_pos_embed,
+)
+
+__all__ = ["ClipModel", "Json", "build_clip", "load_clip", "open_clip", "read_model_config",
+           "resize_pos_embed", "resize_text_pos_embed"]  # fmt: skip
 
 _TOWERS: dict[str, Any] = {"vision_cfg": CLIPVisionCfg, "text_cfg": CLIPTextCfg}
 _NEEDED = {

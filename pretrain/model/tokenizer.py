@@ -177,6 +177,10 @@ class Tokenizer:
             backend, int(truncation["max_length"]), pad_id=padding["pad_id"], is_clip=is_clip
         )
 
+    def with_context(self, context_length: int) -> Tokenizer:
+        """Return the same tokenizer for texts of another length."""
+        return Tokenizer(self._backend, context_length, pad_id=self.pad_id, is_clip=self.is_clip)
+
     def save(self, folder: Path) -> None:
         """Write tokenizer.json and what transformers needs; the caller publishes the folder."""
         backend = self._backend

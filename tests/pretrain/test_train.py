@@ -22,7 +22,6 @@ from pretrain.config import TokenizerConfig
 from pretrain.dry_run import dry_run
 from pretrain.engine import parameter_groups
 from pretrain.model.clip import ClipModel, read_model_config
-from pretrain.schedule import warmup_cosine
 from pretrain.telemetry import Telemetry
 from pretrain.throughput import Throughput
 from pretrain.train import lock_folder
@@ -220,17 +219,6 @@ def test_a_dry_run_says_the_arithmetic_without_training(dataset, model_file, tmp
     assert re.search(r"data alone [1-9][\d,]* samples/s \(0 workers\)", text)
     assert re.search("limit.*raise data.num_workers from 0 to|all .* are used", text)
     assert not (tmp_path / "run").exists()
-
-
-def test_the_learning_rate_rises_to_its_peak_and_falls_to_zero():
-    rates = [
-        warmup_cosine(seen, peak=2.0, batch=10, warmup_samples=40, total_samples=140)
-        for seen in range(0, 150, 10)
-    ]
-    assert rates[:5] == [0.5, 1.0, 1.5, 2.0, 2.0]
-    assert rates[9] == pytest.approx(1.0)  # half way down
-    assert rates[14] == pytest.approx(0.0)
-    assert rates[4:] == sorted(rates[4:], reverse=True)
 
 
 def test_the_log_of_a_resumed_run_drops_the_rows_after_its_checkpoint(tmp_path):

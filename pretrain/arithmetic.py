@@ -1,0 +1,21 @@
+"""The arithmetic of a run in words: batches, steps, passes over the data, learning rate."""
+
+from __future__ import annotations
+
+from pretrain.data.dataset import Sources
+from pretrain.data.streaming import Stream
+from pretrain.stages import Stage
+
+
+def describe(stage: Stage, data: Sources | Stream, world_size: int) -> str:
+    """Say what a stage is: its batch, its steps, its passes over the data, its learning rate."""
+    config, batch, steps = stage.config, stage.batch, stage.num_steps
+    ranks = "1 rank" if world_size == 1 else f"{world_size} ranks"
+    passes = f"{steps * batch / data.num_samples:.2f} passes over " if data.num_samples else "from "
+    name = f"{config.name}, stage {stage.number + 1} {stage.name}" if stage.name else config.name
+    return (
+        f"{name}: global batch {batch:,} = {ranks} x {batch // world_size:,} samples; "
+        f"{steps:,} steps make {steps * batch:,} samples, {passes}{data.describe()}; "
+        f"mask ratio {config.reduction.mask_ratio:g}; ZeRO stage {config.engine.zero_stage}, "
+        f"{config.engine.precision}"
+    )
