@@ -4,7 +4,7 @@ SHELL := /bin/bash
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-PACKAGES := configs curation pretrain evaluation tools
+PACKAGES := configs curation pretrain evaluation slurm tools
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test soak check format clean
@@ -31,7 +31,8 @@ check: $(READY) ## Check format, lint, types and import arrows, and run the fast
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q -m "not slow and not ray and not distributed and not soak"
+	$(BIN)/shellcheck --external-sources slurm/*.sbatch slurm/job.sh tests/slurm/machine.sh tools/setup.sh .ci/run
+	$(BIN)/python -m pytest -q -m "not slow and not ray and not distributed and not slurm and not soak"
 
 format: $(READY) ## Format the code and mend what ruff can
 	$(BIN)/ruff format .

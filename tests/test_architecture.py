@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("configs", "curation", "pretrain", "evaluation", "tools")
+PACKAGES = ("configs", "curation", "pretrain", "evaluation", "slurm", "tools")
 # DESIGN section 1: arrows follow the data and never run back.
 ARROWS = {
     "configs": (),
     "curation": ("configs",),
     "pretrain": ("configs", "curation.manifest", "curation.shards"),
     "evaluation": ("configs", "pretrain.model", "pretrain.checkpoint"),
+    "slurm": ("configs",),
     "tools": ("configs", "curation", "pretrain", "evaluation", "slurm"),
 }
 FOUNDATION = {"pydantic", "pydantic_core", "yaml", "numpy", "rich"}
@@ -78,6 +79,7 @@ def test_one_file_alone_imports_ray_and_one_deepspeed():
         ("curation.job", ["torch"]),
         ("evaluation.suite", ["ray", "deepspeed", "curation"]),
         ("evaluation.config", ["torch", "open_clip"]),
+        ("slurm.submission", ["torch", "ray", "numpy"]),
         ("tools.cli", ["torch", "ray", "numpy", "pydantic"]),
     ],
 )

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from configs.errors import PairmillError
 
-COMMANDS = ("curate", "index", "pretrain", "evaluate", "export", "report")
+COMMANDS = ("curate", "index", "pretrain", "evaluate", "export", "submit", "report")
 _DESCRIPTION = (
     "Raw image-text shards in; a curated dataset, a CLIP model and a scorecard out.\n\n"
     "  raw shards -> curate -> dataset -> pretrain -> checkpoint -> evaluate -> results -> report"
@@ -58,6 +58,9 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> a
     """Parse a line whose overrides may stand on either side of a flag."""
     options, left = parser.parse_known_args(arguments)
     words = getattr(options, "overrides", getattr(options, "words", None))
+    if hasattr(options, "foreign_flags"):  # flags of sbatch
+        options.foreign_flags = [word for word in left if word.startswith("--") and len(word) > 2]
+        left = [word for word in left if word not in options.foreign_flags]
     are_overrides = all("=" in word and not word.startswith("-") for word in left)
     if left and (words is None or not are_overrides):
         parser.error(f"unrecognized arguments: {' '.join(left)}")

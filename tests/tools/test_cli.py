@@ -49,6 +49,7 @@ def test_no_flags_creep_in():
         "curate": run, "pretrain": run,
         "evaluate": sorted([*run, "--cache-info", "--lint", "--list", "--part"]),
         "index": ["--help"], "export": ["--help"], "report": ["--export", "--help", "--output"],
+        "submit": ["--dry-run", "--help"],
     }  # fmt: skip
 
 
