@@ -110,7 +110,8 @@ def _copy(task: CopyTask, index: Path) -> IndexInfo:
     with published_file(task.path) as file:
         writer = _Writer(file)
         for segment in task.segments:
-            rows = pq.ParquetFile(segment.block).read_row_group(segment.row_group)
+            with pq.ParquetFile(segment.block) as block:
+                rows = block.read_row_group(segment.row_group)
             rows = _rename(rows.combine_chunks(), _renamed_rows(task, segment, rows.num_rows))
             layout = _lay_out(rows, writer.num_bytes)
             with _Tars(segment.tars) as tars:

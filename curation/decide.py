@@ -22,24 +22,26 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from configs.errors import DataError
 from configs.publish import publish_text
+from curation.arrow import read_parquet
 from curation.balancing.base import ENTRIES, IntArray, read_counts, sparse_counts
-from curation.config import CurateConfig
-from curation.engine import Engine
 from curation.global_rules import ShardPart, Solution
 from curation.global_rules.base import Place
 from curation.index import read_index_file
 from curation.rules import Phase, Rule, Rules
 from curation.verdicts import KEPT, Verdicts
 from curation.work import DECIDED, WorkFolder, digest_of, publish_table, read_metadata
+
+if TYPE_CHECKING:  # a worker needs neither, and they take long to import
+    from curation.config import CurateConfig
+    from curation.engine import Engine
 
 SOLUTION = "solution.json"
 
@@ -86,7 +88,7 @@ def judge_shard(task: JudgeTask) -> Judged:
     """Run one phase over one shard, or read what an earlier run left of it."""
     names = ["verdict", "reason", *([task.entries] if task.entries else [])]
     if read_metadata(task.result).get("inputs") == task.result_digest:
-        table = pq.read_table(task.result, columns=names, partitioning=None)
+        table = read_parquet(task.result, names)
     else:
         table = _judge(task)
         publish_table(task.result, table, {"inputs": task.result_digest})
@@ -104,7 +106,7 @@ def _judge(task: JudgeTask) -> pa.Table:
     if task.solved is None:
         verdicts = Verdicts(index)
     else:
-        table = pq.read_table(task.place.partial, partitioning=None).combine_chunks()
+        table = read_parquet(task.place.partial).combine_chunks()
         verdicts = Verdicts(index, table)
         label, rule = task.solved.rule.label, task.solved.rule.build()
         part = ShardPart(task.place, label=label, seed=task.seed, table=table)

@@ -18,9 +18,10 @@ from typing import Any, Protocol, Self, TypeVar
 import ray
 import ray.exceptions
 
-from configs.errors import DataError, PairmillError
+from configs.errors import DataError
 from configs.progress import progress
 from curation.config import EngineConfig
+from curation.task import Failed, run
 
 # Nothing large passes through the object store; Ray would take a third of the memory for it.
 _OBJECT_STORE_BYTES = 100 * 1024 * 1024
@@ -38,24 +39,6 @@ Task = TypeVar("Task")
 Result = TypeVar("Result", bound=Counted)
 
 
-class _Failed:
-    """A task's error, carried back as a value: Ray would wrap it in a page of traceback."""
-
-    def __init__(self, error: PairmillError) -> None:
-        self.error = error
-
-
-def _run(function: Callable[[Any], Any], task: Any) -> Any:
-    try:
-        return function(task)
-    except PairmillError as error:
-        return _Failed(error)
-    except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        text = f"{task}: {error.strerror or error}{where}. Mend that, and run the same line again."
-        return _Failed(DataError(text))
-
-
 class Engine:
     """A Ray cluster to run tasks on: joined, or started on this machine and shut down after."""
 
@@ -67,7 +50,7 @@ class Engine:
     def __enter__(self) -> Self:
         if not ray.is_initialized():
             self._start()
-        self._remote = ray.remote(_run).options(num_cpus=1, max_retries=_MAX_RETRIES)
+        self._remote = ray.remote(run).options(num_cpus=1, max_retries=_MAX_RETRIES)
         return self
 
     def _start(self) -> None:
@@ -150,6 +133,6 @@ class Engine:
                 f"({type(error).__name__}). Too little memory, or a file that crashes a library: "
                 "look at the node's memory, or leave that shard out. The same line goes on."
             ) from None
-        if isinstance(result, _Failed):
+        if isinstance(result, Failed):
             raise result.error
         return result

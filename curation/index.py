@@ -19,6 +19,7 @@ import xxhash
 
 from configs.errors import DataError
 from configs.publish import published_file
+from curation.arrow import read_columns
 
 VERSION = 2
 _METADATA_KEY = b"pairmill"
@@ -188,12 +189,14 @@ def read_index_file(
             f"make it with `pairmill index {path.parent}`."
         )
     try:
-        table = pq.read_table(path, columns=columns, partitioning=None)
+        with pq.ParquetFile(path) as file:
+            schema = file.schema_arrow
+            missing = [name for name in columns or SCHEMA.names if name not in schema.names]
+            info = info_of(schema)
+            table = None if missing or info is None else read_columns(file, columns)
     except (OSError, pa.ArrowException) as error:
         raise DataError(_broken(path, str(error))) from None
-    missing = [name for name in columns or SCHEMA.names if name not in table.column_names]
-    info = info_of(table.schema)
-    if missing or info is None:
+    if table is None or info is None:
         lacks = f"it lacks {', '.join(missing)}" if missing else f"it is not of version {VERSION}"
         raise DataError(_broken(path, lacks))
     if digest is not None and not _has_digest(info, digest):

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from configs.errors import DataError, UsageError
 from configs.publish import publish_text
+from curation.arrow import read_parquet
 from curation.config import CurateConfig, find_inputs
 from curation.decide import decide
 from curation.engine import Engine
@@ -156,7 +156,7 @@ def report(
         )
     content = make_report(config, scanned, decided, engine)
     if content["entries"]:
-        table = pq.read_table(work.entry_counts, partitioning=None)
+        table = read_parquet(work.entry_counts)
         publish_table(output / "entry_counts.parquet", table)
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
     publish_text(output / "report.json", text + "\n")

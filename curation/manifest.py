@@ -28,6 +28,7 @@ import xxhash
 from configs.errors import DataError, UsageError
 from configs.progress import progress
 from configs.publish import publish_text, published_file
+from curation.arrow import read_parquet
 from curation.index import index_path, read_index, read_index_info, remove_index_leftovers
 from curation.index import info_of as index_info
 from curation.scan import DEFAULT_MAX_IMAGE_PIXELS, InputShard, Scanned, ScanTask, scan_shard
@@ -210,8 +211,8 @@ def read_manifest(folder: Path | str, *, check_files: bool = True) -> Manifest:
         folder = folder.parent
     header = _read_header(folder)
     try:
-        table = pq.read_table(folder / "shards.parquet", schema=_SCHEMA, partitioning=None)
-    except (OSError, pa.ArrowException) as error:
+        table = read_parquet(folder / "shards.parquet", _SCHEMA.names).cast(_SCHEMA)
+    except (OSError, pa.ArrowException, KeyError) as error:
         raise DataError(
             f"{folder / 'shards.parquet'} cannot be read ({error}); manifest.json needs it "
             "beside it. Make the dataset again."

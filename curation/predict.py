@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from curation.arrow import read_parquet
 from curation.config import CurateConfig
 from curation.decide import decide
 from curation.engine import Engine
@@ -58,7 +58,7 @@ def _kept_bytes(task: _BytesTask) -> _Bytes:
     """Return the bytes that the kept samples of a shard take in a tar."""
     names = ["member_start", "member_offset", "member_size"]
     index = read_index_file(task.index, names, digest=task.index_digest)
-    decisions = pq.read_table(task.decisions, columns=["verdict"], partitioning=None)
+    decisions = read_parquet(task.decisions, ["verdict"])
     kept = index.filter(pc.equal(decisions["verdict"], "kept")).combine_chunks()
     start, offset, size = (
         kept[name].combine_chunks().flatten().to_numpy(zero_copy_only=False) for name in names
@@ -194,7 +194,7 @@ def _text(config: CurateConfig, decided: pa.Table, num_bytes: int, scale: float)
         if "target_size" in values:
             lines.append(f"{label}: t = {values['t'] * scale:,.6g} for the target size")
     if Rules.of(config).balancer:
-        lines += _histogram(pq.read_table(work.entry_counts, partitioning=None), scale)
+        lines += _histogram(read_parquet(work.entry_counts), scale)
     return lines
 
 

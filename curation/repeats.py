@@ -11,18 +11,20 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from configs import draws
-from curation.config import CurateConfig
 from curation.dedup.caption_count import COUNT
 from curation.dedup.rule import DUPLICATE_OF, DUPLICATE_SHARD
 from curation.dedup.text import normalize_caption
-from curation.engine import Engine
 from curation.index import read_index_file
 from curation.work import read_decisions
+
+if TYPE_CHECKING:  # a worker needs neither, and they take long to import
+    from curation.config import CurateConfig
+    from curation.engine import Engine
 
 NUM_GROUPS = 24
 NUM_MEMBERS = 8

@@ -13,18 +13,16 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from configs import draws
 from configs.errors import DataError
+from curation.arrow import read_parquet
 from curation.balancing.metadata import metadata_digest
-from curation.config import CurateConfig
-from curation.engine import Engine
 from curation.imbalance import head_tail_histogram, imbalance
 from curation.index import read_index_file
 from curation.manifest import software_version
@@ -40,6 +38,10 @@ from curation.repeats import (
 from curation.rules import Rules
 from curation.words import WordCounts, frequency_curve, words_of
 from curation.work import WorkFolder, read_decisions
+
+if TYPE_CHECKING:  # a worker needs neither, and they take long to import
+    from curation.config import CurateConfig
+    from curation.engine import Engine
 
 VERSION = 1
 SAMPLES_PER_REASON = 24
@@ -317,7 +319,7 @@ def _entries(config: CurateConfig) -> dict[str, Any] | None:
     if Rules.of(config).balancer is None:
         return None
     balancer = config.rules[-1].model_dump(mode="json")
-    table = pq.read_table(WorkFolder(config.work_dir).entry_counts, partitioning=None)
+    table = read_parquet(WorkFolder(config.work_dir).entry_counts)
     before, after = table["before"].to_numpy(), table["after"].to_numpy()
     top = np.lexsort((np.arange(len(before)), -before))[:TOP]
     names = table["entry"].take(top).to_pylist()

@@ -12,14 +12,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from curation.balancing import balancers
-from curation.config import CurateConfig
 from curation.filters import filters
 from curation.global_rules import global_rules
 from curation.global_rules.source_mix import SOURCES, SourceMix
 from curation.work import digest_of
+
+if TYPE_CHECKING:  # a worker does not need it, and it takes long to import
+    from curation.config import CurateConfig
 
 VERSION = 2
 

@@ -21,12 +21,14 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import fsspec
 import xxhash
 
 from configs.errors import UsageError
+
+if TYPE_CHECKING:
+    import fsspec
 
 # One look-ahead read brings a header, the small members behind it, and the start of a picture.
 WINDOW_BYTES = 8192
@@ -150,6 +152,8 @@ class LocalReader(SpanReader):
 
 @lru_cache(maxsize=64)
 def _file_system(protocol: str, storage: tuple[tuple[str, Any], ...]) -> fsspec.AbstractFileSystem:
+    import fsspec  # not at the top: where all tars are local, no worker waits for it
+
     try:
         return fsspec.filesystem(protocol, **{key: _thawed(value) for key, value in storage})
     except (ImportError, ValueError) as error:

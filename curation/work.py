@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 
 from configs.errors import DataError, UsageError
 from configs.publish import published_file, remove_leftovers
+from curation.arrow import read_parquet
 
 _METADATA_KEY = b"pairmill"
 
@@ -102,7 +103,7 @@ def read_decisions(path: Path, columns: list[str], inputs_digest: str) -> pa.Tab
             f"{path} {why}: it was lost or changed since. Decide again: `stages=[decide]`, or "
             "leave `stages` out; what is done is not repeated."
         )
-    return pq.read_table(path, columns=columns, partitioning=None)
+    return read_parquet(path, columns)
 
 
 class WorkFolder:
@@ -153,7 +154,7 @@ class WorkFolder:
                 f"stage {stage!r} {why} for this job ({path}). Run it first: `stages=[{stage}]`, "
                 "or leave `stages` out: all run then, and nothing that is done is repeated."
             )
-        return pq.read_table(path, partitioning=None)
+        return read_parquet(path)
 
     def remove_leftovers(self) -> None:
         """Remove the temporary files of killed runs."""

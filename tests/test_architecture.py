@@ -77,6 +77,10 @@ def test_one_file_alone_imports_ray_and_one_deepspeed():
         ("pretrain.train", ["ray"]),
         ("pretrain.config", ["torch", "open_clip"]),
         ("curation.job", ["torch"]),
+        # Of a worker, where every import is time before its first task.
+        ("curation.scan", ["ray", "pydantic", "rich", "yaml", "fsspec", "pandas"]),
+        ("curation.decide", ["ray", "rich", "yaml", "fsspec", "pandas", "regex", "ftfy"]),
+        ("curation.report", ["ray", "yaml", "fsspec", "pandas"]),
         ("evaluation.suite", ["ray", "deepspeed", "curation"]),
         ("evaluation.config", ["torch", "open_clip"]),
         ("slurm.submission", ["torch", "ray", "numpy"]),

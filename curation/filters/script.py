@@ -6,14 +6,13 @@ from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
-import regex
 from pydantic import Field
 
 from configs.errors import ConfigError
 from curation.filters.base import Filter, Judgement, filters, first_reason
 
 # Digits, punctuation, blanks and most symbols are common to all scripts and count for none.
-_NEUTRAL = regex.compile(r"[\p{Script=Common}\p{Script=Inherited}\p{Script=Unknown}]+")
+_NEUTRAL = r"[\p{Script=Common}\p{Script=Inherited}\p{Script=Unknown}]+"
 
 
 @filters.register("script")
@@ -28,6 +27,8 @@ def script(
     Katakana, Hangul, Arabic, Hebrew, Devanagari, Thai, ... A caption without a letter of any
     script is dropped as "no letters".
     """
+    import regex  # not at the top: a job without this rule does not wait for it
+
     for name in keep:
         try:
             regex.compile(rf"\p{{Script={name}}}")
@@ -36,10 +37,11 @@ def script(
                 f"script: there is no script {name!r}. Expected names of Unicode's Script "
                 "property, such as Latin, Cyrillic, Han, Hiragana, Katakana, Hangul, Arabic."
             ) from None
+    neutral = regex.compile(_NEUTRAL)
     others = regex.compile("[^" + "".join(rf"\p{{Script={name}}}" for name in keep) + "]+")
 
     def share(caption: str) -> float:
-        letters = _NEUTRAL.sub("", caption)
+        letters = neutral.sub("", caption)
         return len(others.sub("", letters)) / len(letters) if letters else np.nan
 
     def judge(samples: pa.Table) -> Judgement:

@@ -36,9 +36,9 @@ from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from configs.registry import Registry
+from curation.arrow import read_parquet
 from curation.filters.base import Judgement
 from curation.index import read_index_file
 
@@ -102,7 +102,7 @@ class ShardPart:
     def _columns(self, names: list[str]) -> pa.Table:
         if self._table is not None:
             return self._table.select(names)
-        return pq.read_table(self.place.partial, columns=names, partitioning=None)
+        return read_parquet(self.place.partial, names)
 
 
 class Pool(Protocol):

@@ -4,31 +4,37 @@ from __future__ import annotations
 
 import html
 from functools import lru_cache
+from typing import Any
 
-import ftfy
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import regex
 import xxhash
 
 # Contractions, runs of letters, single digits, runs of other marks (Radford et al., CLIP).
-_WORD = regex.compile(
-    r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+", regex.IGNORECASE
-)
+_WORD = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+
+
+@lru_cache(maxsize=1)
+def _word_pattern() -> Any:
+    import regex  # not at the top: a job without this rule does not wait for it
+
+    return regex.compile(_WORD, regex.IGNORECASE)
 
 
 def clean_caption(caption: str) -> str:
     """Return the caption mended (ftfy), unescaped twice, with single spaces, in lower case."""
     # Nothing in plain printable ASCII is there to mend; ftfy takes ten times as long as the rest.
     if not (caption.isascii() and caption.isprintable() and "&" not in caption):
+        import ftfy  # as regex
+
         caption = html.unescape(html.unescape(ftfy.fix_text(caption)))
     return " ".join(caption.split()).lower()
 
 
 def words_of(caption: str) -> list[str]:
     """Return the words of a caption in order, as often as they stand there."""
-    words: list[str] = _WORD.findall(clean_caption(caption))
+    words: list[str] = _word_pattern().findall(clean_caption(caption))
     return words
 
 

@@ -23,9 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command; return its exit code."""
+    from curation.arrow import keep_pandas_out
     from curation.config import CurateConfig
     from curation.job import curate, dry_run
 
+    keep_pandas_out()
     config = load(options, CurateConfig)
     if config is None:
         return 0

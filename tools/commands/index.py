@@ -22,7 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command; return its exit code."""
+    from curation.arrow import keep_pandas_out
     from curation.job import index
 
+    keep_pandas_out()
     print(index(options.shards))
     return 0
