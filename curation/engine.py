@@ -21,7 +21,7 @@ import ray.exceptions
 from configs.errors import DataError
 from configs.progress import progress
 from curation.config import EngineConfig
-from curation.task import Failed, run
+from curation.task import Failed, run_task
 
 # Nothing large passes through the object store; Ray would take a third of the memory for it.
 _OBJECT_STORE_BYTES = 100 * 1024 * 1024
@@ -50,7 +50,7 @@ class Engine:
     def __enter__(self) -> Self:
         if not ray.is_initialized():
             self._start()
-        self._remote = ray.remote(run).options(num_cpus=1, max_retries=_MAX_RETRIES)
+        self._remote = ray.remote(run_task).options(num_cpus=1, max_retries=_MAX_RETRIES)
         return self
 
     def _start(self) -> None:

@@ -145,6 +145,15 @@ class LocalReader(SpanReader):
         """Fill a buffer from `offset`; return how many bytes there were."""
         return os.preadv(self.descriptor, [buffer], offset)
 
+    def will_need(self, offset: int, size: int) -> None:
+        """Have the disk read a range that will be asked for soon; return at once."""
+        if not hasattr(os, "RWF_NOWAIT"):  # not Linux
+            return
+        try:  # to announce what lies in memory would cost more than to copy it
+            os.preadv(self.descriptor, [bytearray(1)], offset + size - 1, os.RWF_NOWAIT)
+        except OSError:  # it is not there, or the storage does not say
+            os.posix_fadvise(self.descriptor, offset, size, os.POSIX_FADV_WILLNEED)
+
     def close(self) -> None:
         """Close the file."""
         os.close(self.descriptor)

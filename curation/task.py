@@ -18,7 +18,7 @@ class Failed:
         self.error = error
 
 
-def run(function: Callable[[Any], Any], task: Any) -> Any:
+def run_task(function: Callable[[Any], Any], task: Any) -> Any:
     """Return what a task comes to, or Failed."""
     keep_pandas_out()
     try:

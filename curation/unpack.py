@@ -13,8 +13,8 @@ import numpy as np
 
 from configs.errors import DataError
 from configs.publish import published_file
-from curation.copying import SourceTar
 from curation.order import BlockShard, kept_rows
+from curation.pieces import SourceTar
 from curation.shards import BLOCK
 from curation.spans import LocalReader, open_tar
 

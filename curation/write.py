@@ -27,11 +27,12 @@ import pyarrow as pa
 from configs.errors import DataError, UsageError
 from configs.publish import publish_text, remove_leftovers
 from curation.config import CurateConfig
-from curation.copying import CopyTask, Segment, SourceTar, copy_shard, made_before
+from curation.copying import CopyTask, Segment, copy_shard, made_before
 from curation.engine import Engine
 from curation.index import index_path
 from curation.manifest import Manifest, Shard, read_manifest, write_manifest
 from curation.order import BlockShard, Ordered, OrderTask, order_block
+from curation.pieces import SourceTar
 from curation.renames import RenameTask, find_renames, num_buckets
 from curation.spans import is_url
 from curation.unpack import UnpackTask, unpack_shard

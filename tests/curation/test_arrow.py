@@ -36,13 +36,13 @@ def test_a_worker_imports_no_pandas_but_who_asks_for_it_gets_it(path):
     code = f"""
 import sys
 from pathlib import Path
-from curation.task import run
+from curation.task import run_task
 from curation.arrow import read_parquet
 import numpy as np, pyarrow as pa
 def work(path):
     pa.array(np.arange(3), mask=np.array([True, False, True]))
     return read_parquet(path)
-table = run(work, Path({str(path)!r}))
+table = run_task(work, Path({str(path)!r}))
 print("pandas" in sys.modules, table.num_rows, type(table.to_pandas()).__name__)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

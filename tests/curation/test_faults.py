@@ -47,7 +47,7 @@ def workers_of(driver: int) -> list[int]:
                 title = Path(f"/proc/{pid}/cmdline").read_bytes()
             except OSError:
                 continue
-            if title.startswith(b"ray::_run"):
+            if title.startswith(b"ray::run_task"):
                 found.append(pid)
     return found
 
