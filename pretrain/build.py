@@ -103,6 +103,8 @@ def _build_stage(
             carry_weights(weights, before.engine.model.config, model)
             before.engine.close()
         engine = Engine(model, config, device)
+        if before is not None:  # the counts are the run's; the norms of another stage are others
+            engine.stability = before.engine.stability
     dataset = build_dataset(config, data, tokenizer, model, rank=group.rank, world_size=group.size)
     return Parts(stage, data, tokenizer, engine, config.total, group, dataset, teacher)
 

@@ -1,38 +1,35 @@
-"""DeepSpeed: construction, one step, its state. The only file that imports it.
+"""The engine: a ClipModel under DeepSpeed. Forward, backward, one step, and the state of them.
 
 One CPU process, several gloo processes, or NCCL: the launcher's environment says which (torchrun
 sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT); without it this is a run of one
-process. Nothing is compiled at start: the optimizer is torch's own, and DeepSpeed's shared-memory
-operator for CPU communication (a minute of compiling) is switched off before it is asked for.
+process. Nothing is compiled at start: the optimizer is torch's own. What is private to DeepSpeed
+stands in adapter.py, which of the parameters learn how fast in optimizer.py.
+
+A step: forward, backward (accumulation.py has the loop over micro-batches), `step`. Its gradient
+norm is known to all ranks before the weights move: a step that is not finite on any rank is skipped
+on all, otherwise the clipping gets the norm and says where to clip.
 """
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import socket
-import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from configs.errors import UsageError
-from pretrain.config import PretrainConfig
+from pretrain import adapter
+from pretrain.config import EngineConfig, PretrainConfig
 from pretrain.model.clip import ClipModel
 from pretrain.model.features import Features
 from pretrain.model.geometries import LOG_CURVATURE_LIMITS, Lorentz
-
-os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    import deepspeed
-    import deepspeed.ops
-    from deepspeed.utils import logger as deepspeed_logger
-    from deepspeed.utils import safe_get_full_fp32_param, safe_set_full_fp32_param
+from pretrain.optimizer import build_optimizer, lock
+from pretrain.stability import Stability
 
 _LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -55,10 +52,7 @@ def start_processes(num_threads: int | None) -> torch.device:
             port = str(free.getsockname()[1])
         os.environ.update(zip(_LAUNCHER_VARIABLES, ("0", "1", "0", "127.0.0.1", port), strict=True))
     on_gpu = torch.cuda.is_available()
-    if not on_gpu:
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed_logger.setLevel(logging.ERROR)
-    deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", verbose=False)
+    adapter.init_distributed("nccl" if on_gpu else "gloo")
     local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size()))
     torch.set_num_threads(num_threads or max(1, len(os.sched_getaffinity(0)) // local_ranks))
     if not on_gpu:
@@ -74,19 +68,17 @@ def stop_processes() -> None:
         dist.destroy_process_group()
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Split parameters: gains, biases, scalars, class token and positions do not decay (FLIP)."""
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        excluded = parameter.ndim < 2 or "positional_embedding" in name or "class_embedding" in name
-        (plain if excluded else decayed).append(parameter)
-    return [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": plain, "weight_decay": 0.0},
-    ]
+class StepReport(NamedTuple):
+    """What a step did. The numbers are the same on every rank."""
+
+    gradient_norm: float  # before clipping; inf where it was not finite
+    threshold: float | None  # that of the clipping; None where it had none, or the step is skipped
+    skipped: bool  # not finite on some rank: the weights stay, on all
+
+    @property
+    def clipped(self) -> bool:
+        """Whether the gradients were made smaller."""
+        return self.threshold is not None and self.gradient_norm > self.threshold
 
 
 class Engine:
@@ -94,101 +86,136 @@ class Engine:
 
     def __init__(self, model: ClipModel, config: PretrainConfig, device: torch.device) -> None:
         self.device = device
+        self.clipping = config.optimizer.clipping.build()
+        self.stability = Stability(config.stability)
         self._logit_limits = (config.logit.min_scale, config.logit.max_scale)
-        optimizer = torch.optim.AdamW(
-            parameter_groups(model, config.optimizer.weight_decay),
-            lr=config.optimizer.learning_rate,
-            betas=(config.optimizer.beta1, config.optimizer.beta2),
-            eps=config.optimizer.eps,
-            fused=device.type == "cuda",
-        )
-        self._engine, *_ = deepspeed.initialize(
-            model=model.to(device), optimizer=optimizer, config=_deepspeed_config(config)
-        )
-        self._zero_stage = config.engine.zero_stage
+        model = prepared(model, config.engine).to(device)
+        lock(model, config)
+        optimizer = build_optimizer(model, config, fused=device.type == "cuda")
+        mean, std = model.mean, model.std
+        self._deepspeed = adapter.DeepSpeed(model, optimizer, deepspeed_config(config))
+        model.mean, model.std = mean, std  # pixels are normalized in fp32 in every precision
+        self.zero_stage = config.engine.zero_stage
 
     @property
     def model(self) -> ClipModel:
         """The wrapped model."""
-        model: ClipModel = self._engine.module
+        model = self._deepspeed.module
+        assert isinstance(model, ClipModel)
         return model
 
     def forward(self, *inputs: Any, **named: Any) -> Features:
-        """Encode the local batch; the arguments are ClipModel.forward's."""
-        features: Features = self._engine(*inputs, **named)
+        """Encode local rows; the arguments are ClipModel.forward's."""
+        features: Features = self._deepspeed.forward(*inputs, **named)
         return features
 
-    def backward(self, loss: Tensor) -> None:
-        """Accumulate gradients and average them over the ranks."""
-        self._engine.backward(loss)
+    def backward(self, loss: Tensor, *, last: bool = True) -> None:
+        """Add gradients; the `last` backward of a step averages them over the ranks."""
+        self._deepspeed.backward(loss, last=last)
 
-    def step(self, learning_rate: float) -> Tensor | float:
-        """Clip, update the weights, clamp the logit scale; return the gradient norm before
-        clipping.
-
-        The norm stays on the device, so that only a step that logs it waits for it.
-        """
-        for group in self._engine.optimizer.param_groups:
-            group["lr"] = learning_rate
-        norm = self._stage_0_norm() if self._zero_stage == 0 else None
-        self._engine.step()
+    def step(self, learning_rate: float) -> StepReport:
+        """Clip, update the weights, clamp the logit scale; or skip, where not all is finite."""
+        for group in self._deepspeed.optimizer_groups:
+            group["lr"] = learning_rate * group["lr_scale"]
+        norm = self._deepspeed.gradient_norm()
+        if not math.isfinite(norm):
+            self._deepspeed.discard()
+            return StepReport(norm, None, skipped=True)
+        threshold = self.clipping.threshold(norm)
+        self._deepspeed.step(threshold)
         self._clamp_scalars()
-        reported: Tensor | float = self._engine.get_global_grad_norm() if norm is None else norm
-        return reported
-
-    def _stage_0_norm(self) -> Tensor:
-        # At stage 0 in fp32 DeepSpeed reports no norm; its gradients are the parameters' own then.
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        return torch.nn.utils.get_total_norm(gradients)
+        return StepReport(norm, threshold, skipped=False)
 
     def _clamp_scalars(self) -> None:
         low, high = self._logit_limits
-        clamped = {self.model.clip.logit_scale: (math.log(low) if low else None, math.log(high))}
-        if isinstance(self.model.similarity, Lorentz):
-            clamped[self.model.similarity.log_curvature] = LOG_CURVATURE_LIMITS
-        for scalar, limits in clamped.items():
-            if not scalar.requires_grad:
-                continue
-            if self._zero_stage > 0:  # the master copy is what the next step starts from
-                master = safe_get_full_fp32_param(scalar).clamp_(*limits)
-                safe_set_full_fp32_param(scalar, master)
-            scalar.data.clamp_(*limits)
+        log_low = math.log(low) if low else None
+        if self.model.clip.logit_scale.requires_grad:
+            self._deepspeed.clamp(self.model.clip.logit_scale, log_low, math.log(high))
+        similarity = self.model.similarity
+        if isinstance(similarity, Lorentz) and similarity.log_curvature.requires_grad:
+            self._deepspeed.clamp(similarity.log_curvature, *LOG_CURVATURE_LIMITS)
 
     def weights(self) -> dict[str, Tensor]:
         """Return the fp32 weights by parameter name; every rank must call it."""
-        parameters = dict(self.model.named_parameters())
-        if self._zero_stage == 0:
-            return {name: parameter.detach() for name, parameter in parameters.items()}
-        # What is not learned has no master copy.
-        return {
-            name: safe_get_full_fp32_param(p) if p.requires_grad else p.detach()
-            for name, p in parameters.items()
-        }
+        found = {}
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                found[name] = self._deepspeed.master_weight(parameter)
+            else:  # it has no master copy
+                with self._deepspeed.full_parameters([parameter]):
+                    found[name] = parameter.detach().clone()
+        return found
 
     def gradients(self) -> dict[str, Tensor]:
-        """Return the averaged gradients by parameter name, between backward and step."""
-        get = deepspeed.utils.safe_get_full_grad
-        return {n: get(p) for n, p in self.model.named_parameters() if p.requires_grad}
+        """Return the averaged gradients by parameter name, between the last backward and step.
+
+        Parameters that the loss does not depend on are left out at stages that tell.
+        """
+        found = {
+            name: self._deepspeed.gradient(parameter)
+            for name, parameter in self.model.named_parameters()
+            if parameter.requires_grad
+        }
+        return {name: gradient for name, gradient in found.items() if gradient is not None}
+
+    def optimizer_state(self, key: str) -> dict[str, Tensor]:
+        """Return one state of the optimizer (`exp_avg`) by parameter name, after a first step."""
+        return {
+            name: self._deepspeed.optimizer_state(parameter, key)
+            for name, parameter in self.model.named_parameters()
+            if parameter.requires_grad
+        }
+
+    def extra_state(self) -> dict[str, Any]:
+        """Return what DeepSpeed does not know of, as JSON has it; the same on every rank."""
+        return {"clipping": self.clipping.state_dict(), "stability": self.stability.state_dict()}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """Take it back."""
+        self.clipping.load_state_dict(state["clipping"])
+        self.stability.load_state_dict(state["stability"])
 
     def save(self, folder: Path) -> None:
         """Write the sharded training state into `folder`; every rank must call it."""
-        self._engine.save_checkpoint(str(folder), tag="state", save_latest=False)
+        self._deepspeed.save(folder, self.extra_state())
 
     def close(self) -> None:
         """Let go of the model and what DeepSpeed holds of it; nothing can be called afterwards."""
-        self._engine.destroy()
+        self._deepspeed.close()
 
     def load(self, folder: Path) -> None:
         """Read the training state back; same number of ranks, or ZeRO stage 0."""
-        self._engine.load_checkpoint(str(folder), tag="state")
+        self.load_extra_state(self._deepspeed.load(folder))
 
 
-def _deepspeed_config(config: PretrainConfig) -> dict[str, Any]:
+def prepared(model: ClipModel, section: EngineConfig) -> ClipModel:
+    """Switch on what trades computation for memory, or start-up time for speed."""
+    if section.activation_checkpointing:
+        model.clip.set_grad_checkpointing(True)
+    if section.compile:
+        for tower in (model.clip.visual.transformer, model.clip.transformer):
+            for block in tower.resblocks:  # in place: names and state stay; equal blocks share code
+                block.compile()
+    return model
+
+
+def deepspeed_config(config: PretrainConfig) -> dict[str, Any]:
+    """Return DeepSpeed's JSON: `engine.deepspeed`, and what the other sections decide."""
+    section = config.engine
+    passed = dict(section.deepspeed)
+    bf16, fp16 = ({"enabled": section.precision == p} for p in ("bf16", "fp16"))
+    accumulated = {} if section.precision == "fp32" else {"grad_accum_dtype": "fp32"}
     return {
-        "train_batch_size": config.global_batch_size,
+        **passed,
+        # Samples are our clock, and accumulation.py sets the boundary: these say nothing.
+        "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
-        "zero_optimization": {"stage": config.engine.zero_stage},
-        "bf16": {"enabled": config.engine.precision == "bf16"},
-        "gradient_clipping": config.optimizer.max_gradient_norm,
+        "zero_optimization": {**passed.get("zero_optimization", {}), "stage": section.zero_stage},
+        "bf16": {**passed.get("bf16", {}), **bf16},
+        "fp16": {**passed.get("fp16", {}), **fp16},
+        "data_types": {**accumulated, **passed.get("data_types", {})},
+        # Its default, 1, would clip silently: the clipping is ours (adapter.py).
+        "gradient_clipping": 0.0,
         "steps_per_print": 10**9,
+        "zero_allow_untested_optimizer": True,  # torch's SGD, which it does not list
     }

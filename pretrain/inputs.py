@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
 from pretrain.data.loader import Batch
 from pretrain.model.clip import ClipModel
 from pretrain.objectives import Total
@@ -32,3 +34,20 @@ def forward_inputs(
     if teacher is not None:
         inputs["teacher"] = teacher(model.pixels(inputs["image_b3HW"]), inputs["token_bL"])
     return inputs
+
+
+def micro_batches(batch: Batch, rows: int | None) -> list[Batch]:
+    """Cut a local batch into parts of at most `rows` samples, in order; None: the whole is one."""
+    size = len(batch.key)
+    if rows is None or rows >= size:
+        return [batch]
+
+    def part(start: int) -> Batch:
+        cut: dict[str, Any] = {
+            name: value[start : start + rows]
+            for name, value in batch._asdict().items()
+            if isinstance(value, Tensor)
+        }
+        return batch._replace(**cut, key=batch.key[start : start + rows])
+
+    return [part(start) for start in range(0, size, rows)]

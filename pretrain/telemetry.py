@@ -17,7 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 from configs.progress import format_duration
 from configs.publish import publish_text
 
-Row = Mapping[str, float]
+Row = Mapping[str, float]  # not finite: null in metrics.jsonl
 
 
 class Telemetry:
@@ -40,7 +40,8 @@ class Telemetry:
 
     def log(self, row: Row) -> None:
         """Write one row to every place."""
-        self._file.write(json.dumps(row, allow_nan=False) + "\n")
+        finite = {name: v if math.isfinite(v) else None for name, v in row.items()}
+        self._file.write(json.dumps(finite, allow_nan=False) + "\n")
         self._file.flush()
         for name, value in row.items():
             if name not in {"step", "samples_seen"}:

@@ -10,7 +10,6 @@ and learning rate are functions of it. SIGTERM and SIGUSR1 mean: finish the step
 from __future__ import annotations
 
 import fcntl
-import math
 import resource
 import sys
 import time
@@ -25,16 +24,18 @@ import torch.distributed as dist
 from configs.errors import PairmillError, TrainingError, UsageError
 from configs.load import to_yaml
 from configs.publish import publish_text
+from pretrain.accumulation import backward
 from pretrain.arithmetic import describe
 from pretrain.bad_samples import BadSamples, check_share, drop_rows_after
 from pretrain.build import Parts, build_parts, next_parts
 from pretrain.config import PretrainConfig
 from pretrain.data.loader import Batch
-from pretrain.engine import start_processes
-from pretrain.inputs import forward_inputs
+from pretrain.engine import StepReport, start_processes
+from pretrain.inputs import forward_inputs, micro_batches
 from pretrain.objectives.accuracy import batch_accuracy
 from pretrain.ranks import Stop, StopRequest, on_first_rank
 from pretrain.resume import Found, ResumePoint, newest_sound, restore, save
+from pretrain.stability import SpikeLog, drop_spikes_after
 from pretrain.stages import Stage, Stages
 from pretrain.telemetry import Telemetry
 
@@ -57,6 +58,7 @@ class Meter:
     started: float = field(default_factory=time.perf_counter)
     waited: float = 0.0
     steps: int = 0
+    clipped: int = 0
 
 
 @dataclass
@@ -70,7 +72,7 @@ class Run:
     telemetry: Telemetry | None  # rank 0 alone
     bad_samples: BadSamples
     lock: IO[str] | None  # rank 0 alone
-    last_loss: torch.Tensor
+    spikes: SpikeLog
     saved_step: int
     meter: Meter = field(default_factory=Meter)
 
@@ -92,23 +94,43 @@ class Run:
         """Encode, compare, update; log where a log interval ends in this step."""
         engine = self.parts.engine
         compared: Any = {"similarity": engine.model.similarity, "group": self.parts.group}
-        inputs = forward_inputs(batch, self.parts.objective, engine.model, self.parts.teacher)
-        features = engine.forward(**inputs)
-        features = features._replace(progress=self.samples_seen / self.stages.num_samples)
-        loss = self.parts.objective(features, **compared)
-        engine.backward(loss.loss)
+        progress = self.samples_seen / self.stages.num_samples
+        inputs = [
+            forward_inputs(part, self.parts.objective, engine.model, self.parts.teacher)
+            for part in micro_batches(batch, self.stage.config.micro_batch_size)
+        ]
+        features, loss = backward(
+            engine,
+            inputs,
+            lambda features: self.parts.objective(features._replace(progress=progress), **compared),
+        )
         learning_rate = self.stage.learning_rate(self.samples_seen)
-        norm = engine.step(learning_rate)
+        report = engine.step(learning_rate)
         self.step_number += 1
         self.meter.steps += 1
         self.bad_samples.note(batch.bad)
-        self.last_loss = loss.loss.detach()
+        self._watch(loss.loss, report, batch.key)
         if self._interval_ends(self.config.intervals.log_samples) or self.is_finished():
             accuracy_i2t, accuracy_t2i = batch_accuracy(features, **compared)
             means = {"loss": loss.loss, "accuracy_i2t": accuracy_i2t, "accuracy_t2i": accuracy_t2i}
             if len(loss.terms) > 1:
                 means |= {f"loss/{name}": term for name, term in loss.terms.items()}
-            self._log(means, norm, learning_rate)
+            self._log(means, report, learning_rate)
+
+    def _watch(self, loss: torch.Tensor, report: StepReport, keys: list[str]) -> None:
+        """Count the step; write it down where it was skipped or its loss is a spike."""
+        mean, group = loss.detach().float().clone(), self.parts.group
+        if group.size > 1:
+            dist.all_reduce(mean)
+        stability, value = self.parts.engine.stability, float(mean) / group.size
+        if stability.note(value, skipped=report.skipped, clipped=report.clipped):
+            self.spikes.write(
+                samples_seen=self.samples_seen,
+                loss=value,
+                gradient_norm=report.gradient_norm,
+                keys=keys,
+            )
+        self.meter.clipped += report.clipped
 
     def fetch(self, source: Iterator[Batch | PairmillError]) -> Batch | PairmillError:
         """Return the next batch, or the error that making it ended with; measure the wait."""
@@ -121,8 +143,8 @@ class Run:
         """Publish a checkpoint, unless this step has one; every rank must call it."""
         if self.saved_step == self.step_number:
             return
-        (loss,), bad = self._over_ranks([self.last_loss])
-        self._check_finite(loss=loss)
+        self.check_sound()
+        _, bad = self._over_ranks([])
         save(self.config, self.parts, ResumePoint(self.step_number, sum(bad.values())))
         self.saved_step = self.step_number
 
@@ -146,12 +168,12 @@ class Run:
         return before // interval != self.samples_seen // interval
 
     def _log(
-        self, means: dict[str, torch.Tensor], norm: torch.Tensor | float, learning_rate: float
+        self, means: dict[str, torch.Tensor], report: StepReport, learning_rate: float
     ) -> None:
         meter = self.meter
         values, bad = self._over_ranks(list(means.values()))
         logged = dict(zip(means, values, strict=True))
-        self._check_finite(loss=logged["loss"], gradient_norm=float(norm))
+        stability = self.parts.engine.stability
         elapsed = time.perf_counter() - meter.started
         rate = meter.steps * self.stage.batch / elapsed
         left = self.stages.num_samples - self.samples_seen
@@ -163,7 +185,9 @@ class Run:
             **logged,
             "samples_per_second": rate,
             "data_wait_fraction": meter.waited / elapsed,
-            "gradient_norm": float(norm),
+            "gradient_norm": report.gradient_norm,
+            "clip_rate": meter.clipped / meter.steps,
+            "skipped_steps": stability.skipped_steps,
             "logit_scale": float(self.parts.engine.model.clip.logit_scale.detach().exp()),
             "learning_rate": learning_rate,
             "peak_memory_bytes": peak_memory_bytes(),
@@ -186,22 +210,23 @@ class Run:
         num_samples = self.parts.data.num_samples  # of a stream: not known
         return {"epoch": self.samples_seen / num_samples} if num_samples else {}
 
-    def _check_finite(self, **values: float) -> None:
-        # The values are those of all ranks together, so all of them raise or none does.
-        if all(math.isfinite(value) for value in values.values()):
+    def check_sound(self) -> None:
+        """Raise TrainingError where the last steps were skipped: their weights may be lost."""
+        if not self.parts.engine.stability.skipped_in_a_row:
             return
-        found = ", ".join(f"{name} {value}" for name, value in values.items())
         raise TrainingError(
-            f"training diverged by {self.samples_seen:,} samples ({found}); nothing of it was "
-            "saved. "
-            f"The same line continues from the last checkpoint in {self.config.output}; to go on "
-            "differently, lower optimizer.learning_rate or max_gradient_norm in another `output`."
+            f"training diverged by {self.samples_seen:,} samples: the last "
+            f"{self.parts.engine.stability.skipped_in_a_row} steps were not finite; nothing of it "
+            f"was saved. The same line continues from the last checkpoint in {self.config.output}; "
+            "to go on differently, lower optimizer.learning_rate or optimizer.clipping in another "
+            "`output`."
         )
 
     def _over_ranks(self, means: list[torch.Tensor]) -> tuple[list[float], dict[str, int]]:
         """Return the means of `means` over the ranks, and the bad samples of all by kind."""
-        here = torch.tensor(self.bad_samples.counts_here(), device=means[0].device).float()
-        values = torch.cat([torch.stack([mean.detach().float() for mean in means]), here])
+        device = self.parts.engine.device
+        here = torch.tensor(self.bad_samples.counts_here(), device=device).float()
+        values = torch.cat([*(mean.detach().float().reshape(1) for mean in means), here])
         group = self.parts.group
         if group.size > 1:
             dist.all_reduce(values)
@@ -265,6 +290,7 @@ def open_run(config: PretrainConfig, stages: Stages, parts: Parts, found: Found 
     telemetry = None
     samples_seen = parts.stage.samples_at(point.step_number)
     bad_before = on_first_rank(lambda: drop_rows_after(folder, samples_seen))
+    on_first_rank(lambda: drop_spikes_after(folder, samples_seen))
     if parts.group.rank == 0:
         publish_text(folder / "config.yaml", to_yaml(config))
         telemetry = Telemetry(folder, samples_seen=samples_seen, total_samples=stages.num_samples)
@@ -278,7 +304,7 @@ def open_run(config: PretrainConfig, stages: Stages, parts: Parts, found: Found 
         telemetry=telemetry,
         bad_samples=BadSamples(folder, rank=parts.group.rank, before=bad_before),
         lock=lock[0] if lock else None,
-        last_loss=torch.zeros((), device=parts.engine.device),
+        spikes=SpikeLog(folder, rank=parts.group.rank),
         saved_step=point.step_number,
     )
 
@@ -317,6 +343,8 @@ def loop_stage(run: Run, request: StopRequest) -> bool:
             return True
         assert isinstance(batch, Batch)
         run.step(batch)
+        if run.parts.engine.stability.must_go_back:
+            run.check_sound()
         if run.checkpoint_due() or run.step_number == run.stage.last_step:
             run.save()
     return False

@@ -19,7 +19,7 @@ ARROWS = {
     "tools": ("configs", "curation", "pretrain", "evaluation", "slurm"),
 }
 FOUNDATION = {"pydantic", "pydantic_core", "yaml", "numpy", "rich"}
-ONLY_IMPORTER = {"ray": "curation/engine.py", "deepspeed": "pretrain/engine.py"}
+ONLY_IMPORTER = {"ray": "curation/engine.py", "deepspeed": "pretrain/adapter.py"}
 
 
 def sources(package: str) -> list[Path]:

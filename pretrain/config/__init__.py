@@ -10,10 +10,22 @@ from pretrain.config.data import (
     RemoteConfig,
     SourceConfig,
 )
-from pretrain.config.model import LogitConfig, ReductionConfig, TeacherConfig, TokenizerConfig
+from pretrain.config.model import (
+    LogitConfig,
+    ReductionConfig,
+    TeacherConfig,
+    TokenizerConfig,
+    TowerConfig,
+    TowersConfig,
+)
 from pretrain.config.run import Objectives, PretrainConfig
 from pretrain.config.stage import StageConfig
-from pretrain.config.training import EngineConfig, IntervalConfig, OptimizerConfig
+from pretrain.config.training import (
+    EngineConfig,
+    IntervalConfig,
+    OptimizerConfig,
+    StabilityConfig,
+)
 
 __all__ = [
     "AugmentationConfig",
@@ -28,7 +40,10 @@ __all__ = [
     "ReductionConfig",
     "RemoteConfig",
     "SourceConfig",
+    "StabilityConfig",
     "StageConfig",
     "TeacherConfig",
     "TokenizerConfig",
+    "TowerConfig",
+    "TowersConfig",
 ]

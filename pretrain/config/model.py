@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from configs.registry import Config
 
@@ -54,6 +61,42 @@ class LogitConfig(Config):
     learnable: bool | None = None
     min_scale: NonNegativeFloat = 0.0  # open_clip holds it at 1 or more; EuCLIP may start below
     max_scale: PositiveFloat = 100.0
+
+
+class TowerConfig(Config):
+    """Where one tower starts and how it learns; null: as the rest of the run."""
+
+    learning_rate: PositiveFloat | None = Field(
+        default=None,
+        description="where optimizer.learning_rate is the others'; a schedule moves both alike",
+    )
+    weight_decay: NonNegativeFloat | None = None
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the learning rate, a block
+    lock: bool = False  # frozen (LiT), but for the last groups:
+    # 1: the last norm and the projection, 2: also the last block, and so on
+    unlocked_groups: NonNegativeInt = 0
+    initial: str | None = Field(
+        default=None,
+        description="start from these weights: a run, checkpoint or model folder of pairmill or "
+        "open_clip, open_clip:MODEL/TAG, or timm:MODEL (pretrain/model/initial.py)",
+    )
+
+    @model_validator(mode="after")
+    def _groups_of_a_locked_tower(self) -> Self:
+        if self.unlocked_groups and not self.lock:
+            raise ValueError("unlocked_groups are those of a locked tower: set lock: true")
+        return self
+
+
+class TowersConfig(Config):
+    """Both towers."""
+
+    image: TowerConfig = TowerConfig()
+    text: TowerConfig = TowerConfig()
+
+    def of(self, tower: str) -> TowerConfig:
+        """Return the section of `image` or `text`."""
+        return self.image if tower == "image" else self.text
 
 
 class TeacherConfig(Config):

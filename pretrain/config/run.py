@@ -20,9 +20,20 @@ from configs.errors import did_you_mean
 from configs.load import merge
 from configs.registry import Config, Tagged, Variant
 from pretrain.config.data import AugmentationConfig, DataConfig
-from pretrain.config.model import LogitConfig, ReductionConfig, TeacherConfig, TokenizerConfig
+from pretrain.config.model import (
+    LogitConfig,
+    ReductionConfig,
+    TeacherConfig,
+    TokenizerConfig,
+    TowersConfig,
+)
 from pretrain.config.stage import STAGE_KEYS, StageConfig
-from pretrain.config.training import EngineConfig, IntervalConfig, OptimizerConfig
+from pretrain.config.training import (
+    EngineConfig,
+    IntervalConfig,
+    OptimizerConfig,
+    StabilityConfig,
+)
 from pretrain.model.logits import Logits
 from pretrain.model.similarity import similarities
 from pretrain.objectives import Term, Total, objectives
@@ -61,13 +72,19 @@ class PretrainConfig(Config):
     objective: Objectives = Field(description="one section, or a list of them with weights")
     logit: LogitConfig = LogitConfig()
     teacher: TeacherConfig | None = None
+    towers: TowersConfig = TowersConfig()
     view_head_width: PositiveInt = Field(
         default=4096, description="of the projection of augmented views, for simclr (SLIP)"
     )
     optimizer: OptimizerConfig = OptimizerConfig()
     engine: EngineConfig = EngineConfig()
+    stability: StabilityConfig = StabilityConfig()
     intervals: IntervalConfig = IntervalConfig()
     global_batch_size: PositiveInt
+    micro_batch_size: PositiveInt | None = Field(
+        default=None,
+        description="samples that a rank encodes at once; null: all of its part of the batch",
+    )
     samples: PositiveInt = Field(
         description="the budget: samples seen at the end; with stages, their sum by default"
     )

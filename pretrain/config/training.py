@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     Field,
@@ -14,6 +14,7 @@ from pydantic import (
 )
 
 from configs.registry import Config, Tagged, Variant
+from pretrain.clipping import clippings
 from pretrain.schedule import schedules
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -22,7 +23,7 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 class OptimizerConfig(Config):
     """AdamW, and its learning rate as a function of samples (schedule.py), in each stage anew."""
 
-    name: Literal["adamw"] = "adamw"
+    name: Literal["adamw", "sgd"] = "adamw"  # sgd: without momentum; betas and eps are AdamW's
     learning_rate: PositiveFloat = 1.0e-3
     weight_decay: NonNegativeFloat = 0.2
     beta1: Fraction = 0.9
@@ -32,21 +33,81 @@ class OptimizerConfig(Config):
     schedule: Annotated[Variant, Tagged(schedules)] = Field(
         default_factory=lambda: schedules.section("cosine")(name="cosine")
     )
-    max_gradient_norm: NonNegativeFloat = 1.0  # 0 turns clipping off
+    clipping: Annotated[Variant, Tagged(clippings)] = Field(
+        default_factory=lambda: clippings.section("norm")(name="norm")
+    )
+
+
+_OWN_KEYS = {  # of DeepSpeed's JSON: the key here that decides it
+    "train_batch_size": "global_batch_size",
+    "train_micro_batch_size_per_gpu": "micro_batch_size",
+    "gradient_accumulation_steps": "micro_batch_size",
+    "managed_gradient_accumulation": "micro_batch_size",
+    "gradient_clipping": "optimizer.clipping",
+    "optimizer": "optimizer",
+    "scheduler": "optimizer",
+    "steps_per_print": "intervals.log_samples",
+    "zero_optimization.stage": "engine.zero_stage",
+    "bf16.enabled": "engine.precision",
+    "bfloat16": "engine.precision",
+    "fp16.enabled": "engine.precision",
+}
 
 
 class EngineConfig(Config):
-    """DeepSpeed's part."""
+    """DeepSpeed's part.
 
-    zero_stage: Literal[0, 1] = 1
-    precision: Literal["fp32", "bf16"] = "fp32"
+    `deepspeed` takes any keys of its JSON (https://www.deepspeed.ai/docs/config-json) but those
+    that other keys here decide: `deepspeed: {zero_optimization: {overlap_comm: true}}`.
+    """
+
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     num_threads: PositiveInt | None = None  # torch threads a rank; null: cores / ranks
+    activation_checkpointing: bool = False  # blocks are computed again in the backward pass
+    compile: bool = False  # torch.compile of the towers' blocks
+    deepspeed: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
-    def _bf16_needs_master_weights(self) -> Self:
-        if self.precision == "bf16" and self.zero_stage == 0:
-            raise ValueError("bf16 needs zero_stage 1: at stage 0 DeepSpeed's bf16 training drifts")
+    def _combination_works(self) -> Self:
+        if self.precision != "fp32" and self.zero_stage == 0:
+            raise ValueError(
+                f"{self.precision} needs zero_stage 1 or more, also on one rank: at stage 0 "
+                "DeepSpeed keeps no fp32 master weights that can be read, and its training drifts"
+            )
+        if self.compile and self.zero_stage == 3:
+            raise ValueError(
+                "compile needs zero_stage 0, 1 or 2: stage 3 gathers weights by hooks that "
+                "torch.compile does not see"
+            )
         return self
+
+    @model_validator(mode="after")
+    def _passed_keys_are_deepspeeds(self) -> Self:
+        given = set(self.deepspeed) | {
+            f"{section}.{key}"
+            for section, keys in self.deepspeed.items()
+            if isinstance(keys, dict)
+            for key in keys
+        }
+        own = [f"{key} (set {_OWN_KEYS[key]})" for key in sorted(given & _OWN_KEYS.keys())]
+        if own:
+            raise ValueError(f"deepspeed: these are decided elsewhere: {', '.join(own)}")
+        zero = self.deepspeed.get("zero_optimization", {})
+        if zero.get("stage3_param_persistence_threshold", 1) < 1:
+            raise ValueError(
+                "deepspeed: stage3_param_persistence_threshold is at least 1: the scalars of a "
+                "geometry are read outside of the forward pass"
+            )
+        return self
+
+
+class StabilityConfig(Config):
+    """What a run does where its numbers are not finite, and what it writes down."""
+
+    max_skipped_steps: PositiveInt = 10  # in a row, before it goes back to a checkpoint
+    max_rollbacks: NonNegativeInt = 3  # in the whole run, before it ends
+    spike_deviations: PositiveFloat = 6.0  # above the running mean: the batch is written down
 
 
 class IntervalConfig(Config):
