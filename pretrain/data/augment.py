@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from configs import draws
 from pretrain.data.decode import UInt8Array, open_image, scale_for
+from pretrain.model.torchvision_ops import ensure_torchvision
 
 _TRIES = 10
 _NUM_CROP_DRAWS = _TRIES * 4 + 1  # area, aspect, x, y of ten tries; the flip
@@ -169,9 +170,8 @@ def _factors(kind: int, strength: float) -> tuple[float, float]:
 
 
 def _colour_functions() -> list[Any]:
+    ensure_torchvision()
     from torchvision.transforms.v2 import functional as colour
-
-    import pretrain.model  # noqa: F401 (makes torchvision importable)
 
     return [
         colour.adjust_brightness,

@@ -18,7 +18,9 @@ from PIL import Image
 from configs.load import validate
 from curation.manifest import Manifest, manifest_of_tars
 from pretrain.config import PretrainConfig
+from pretrain.model.torchvision_ops import ensure_torchvision
 
+ensure_torchvision()  # tests import open_clip and torchvision before our own modules do
 COLOURS = ("red", "green", "blue", "gray")
 TINY_MODEL = {
     "embed_dim": 32,

@@ -1,4 +1,6 @@
 import io
+import subprocess
+import sys
 import tarfile
 import zlib
 from pathlib import Path
@@ -270,10 +272,24 @@ def test_jitter_and_gray_come_as_often_as_asked_and_only_then():
     assert np.array_equal(again, got[7])
 
 
+def changed_colours() -> list[int]:
+    changes = {"jitter_probability": 1.0, "gray_probability": 0.5, "blur_probability": 0.5}
+    pictures = [
+        decoded(encoded(noise(16, 16), "PNG"), position, jitter=(0.4, 0.4, 0.4, 0.1), **changes)
+        for position in range(8)
+    ]
+    return [int(picture.sum()) for picture in pictures]
+
+
+def test_colours_change_in_a_process_that_imported_nothing_but_this():
+    """As a loader worker: beside CPU torch the import of torchvision must be prepared first."""
+    code = "from tests.pretrain.test_decode import changed_colours\nprint(changed_colours())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == f"{changed_colours()}\n", done.stderr[-2000:]
+
+
 def test_each_strength_of_jitter_is_torchvisions():
     from torchvision.transforms.v2 import functional as colour
-
-    import pretrain.model  # noqa: F401
 
     data = encoded(noise(16, 16), "PNG")
     plain = torch.from_numpy(decoded(data))
@@ -324,7 +340,6 @@ def test_evaluation_preprocessing_is_open_clips_to_the_bit():
     """
     from open_clip.transform import image_transform
 
-    import pretrain.model  # noqa: F401
     from evaluation.encoder import PreprocessCfg, image_transform_v2
 
     image = noise(300, 200)

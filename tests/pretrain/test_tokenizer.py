@@ -49,8 +49,6 @@ def clip() -> Tokenizer:
 def reference():
     from open_clip.tokenizer import SimpleTokenizer
 
-    import pretrain.model  # noqa: F401
-
     return SimpleTokenizer()
 
 
@@ -83,8 +81,6 @@ def test_ids_are_open_clips_on_a_fuzzed_corpus_of_many_scripts(clip, reference):
 def test_ids_are_open_clips_on_any_text(clip, text):
     from open_clip.tokenizer import tokenize
 
-    import pretrain.model  # noqa: F401
-
     assert torch.equal(clip([text]), tokenize([text]))
 
 
@@ -103,8 +99,6 @@ def test_ids_are_open_clips_on_raw_web_captions_and_names_in_26_languages(clip, 
 @given(st.text(alphabet=[chr(c) for c in range(1, 128)], max_size=40))
 def test_the_short_way_of_cleaning_is_the_long_one(text):
     from open_clip.tokenizer import _clean_whitespace
-
-    import pretrain.model  # noqa: F401
 
     assert clean(text) == _clean_whitespace(text)
 

@@ -37,6 +37,7 @@ from pretrain.data.loader import BatchDataset, BatchPlan, SampleForm
 from pretrain.data.order import SampleOrder
 from pretrain.data.reader import ShardReader
 from pretrain.model.tokenizer import Tokenizer
+from pretrain.model.torchvision_ops import ensure_torchvision
 from tools.benchmark.ratio import Ratio
 
 _SHARD = 1_000
@@ -224,7 +225,7 @@ def jump() -> tuple[float, int]:
 
 def lines(options: argparse.Namespace, folder: Path) -> Iterator[str]:
     """Yield the lines of the table as they are measured."""
-    from open_clip.tokenizer import SimpleTokenizer  # after pretrain.model made it importable
+    from open_clip.tokenizer import SimpleTokenizer
 
     captions = read_captions(options.captions)
     manifest = make_shards(folder, photographs(options.tar), captions, options.samples)
@@ -293,6 +294,7 @@ def main() -> None:
     parser.add_argument("--captions", type=Path, help="a .tsv.gz with captions in its last column")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    ensure_torchvision()  # for open_clip
     with tempfile.TemporaryDirectory(prefix="pairmill-benchmark-") as folder:
         for line in lines(options, Path(folder)):
             print(line, flush=True)

@@ -12,7 +12,7 @@ EPILOG = """examples:
   pairmill export runs/demo/pretrain exported
   python -c "import open_clip; open_clip.create_model_and_transforms('local-dir:exported')"
 
-(beside a CPU build of torch, `import pretrain.model` first: it makes torchvision's import work)"""
+(beside a CPU build of torch, `import pretrain.model.clip` first, so that torchvision imports)"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
