@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import socket
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
@@ -19,6 +16,7 @@ from configs.load import validate
 from curation.manifest import Manifest, manifest_of_tars
 from pretrain.config import PretrainConfig
 from pretrain.model.torchvision_ops import ensure_torchvision
+from tests import warm
 
 ensure_torchvision()  # tests import open_clip and torchvision before our own modules do
 COLOURS = ("red", "green", "blue", "gray")
@@ -102,26 +100,18 @@ def run_ranks(script: str, world_size: int, *arguments: str) -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    root = Path(__file__).resolve().parents[2]
-    common = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]),
-        "WORLD_SIZE": str(world_size),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1",
-    }
+    common = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     processes = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", f"tests.pretrain.scripts.{script}", *arguments],
-            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+        warm.start(
+            f"tests.pretrain.scripts.{script}",
+            list(arguments),
+            **common,
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
         )
         for rank in range(world_size)
     ]
     outputs = [process.communicate(timeout=600)[0] for process in processes]
-    codes = [process.returncode for process in processes]
+    codes = [process.wait() for process in processes]
     assert codes == [0] * world_size, "\n".join(outputs)
     return outputs[0]

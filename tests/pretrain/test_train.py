@@ -25,6 +25,7 @@ from pretrain.optimizer import parameter_groups
 from pretrain.telemetry import Telemetry
 from pretrain.throughput import Throughput
 from pretrain.train import lock_folder
+from tests import warm
 from tests.pretrain.conftest import TINY_MODEL, make_config, png, run_ranks, write_tar
 
 pytestmark = [pytest.mark.distributed, pytest.mark.filterwarnings("ignore")]
@@ -159,8 +160,7 @@ def test_a_run_is_not_continued_with_another_configuration_or_model(dataset, tmp
     changed = make_config(dataset, model, tmp_path / "run", seed=4, samples=320)
     text_cfg = {**TINY_MODEL["text_cfg"], "heads": 4}
     model.write_text(json.dumps({**TINY_MODEL, "text_cfg": text_cfg}))
-    command = [sys.executable, "-W", "ignore", "-m", "tools.cli", "pretrain", write_config(changed)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = warm.run("tools.cli", ["pretrain", write_config(changed)])
     assert done.returncode == 1
     assert "is of another run: samples was 160, now 320; seed was 3, now 4; " in done.stderr
     assert "model text_cfg.heads was 2, now 4" in done.stderr
@@ -173,21 +173,20 @@ def test_a_signal_to_the_whole_group_saves_and_exits_with_75_and_the_same_line_f
 ):
     data = {"manifest": str(dataset.folder), "window_shards": 2, "num_workers": 1}
     config = make_config(dataset, model_file, tmp_path / "run", samples=9_600, data=data)
-    command = [sys.executable, "-W", "ignore", "-m", "tools.cli", "pretrain", write_config(config)]
-    pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, start_new_session=True, **pipes)
+    command = ["tools.cli", ["pretrain", write_config(config)]]
+    process = warm.start(*command, split=True)
     for line in process.stderr:
         if "160/9,600 samples" in line:
             os.killpg(process.pid, number)
             break
     out, err = process.communicate(timeout=300)
-    assert process.returncode == 75, err
+    assert process.wait() == 75, err
     assert "stopped on request" in out
     assert "Traceback" not in err
     assert 10 <= read_record(model_folder(tmp_path / "run").parent).step < 600
     if number == signal.SIGTERM:  # once is enough for the second half
         return
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = warm.run(*command)
     assert done.returncode == 0, done.stderr
     assert "continuing test from" in done.stderr
     assert "finished at 9,600 samples" in done.stdout
@@ -196,8 +195,7 @@ def test_a_signal_to_the_whole_group_saves_and_exits_with_75_and_the_same_line_f
 def test_a_loss_that_is_not_finite_ends_the_run_and_is_never_saved(dataset, model_file, tmp_path):
     optimizer = {"learning_rate": 1.0e30, "clipping": {"name": "none"}}
     config = make_config(dataset, model_file, tmp_path / "run", optimizer=optimizer)
-    command = [sys.executable, "-W", "ignore", "-m", "tools.cli", "pretrain", write_config(config)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = warm.run("tools.cli", ["pretrain", write_config(config)])
     assert done.returncode == 1
     assert "training diverged by" in done.stderr
     assert "Traceback" not in done.stderr
