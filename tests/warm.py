@@ -95,7 +95,7 @@ class _Server:
             cwd=ROOT,
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
             stdin=subprocess.DEVNULL,
-            start_new_session=True,  # it outlives the tests' group by the moment it needs to clear up
+            start_new_session=True,  # outlives a killed group of tests, to clear up after it
         )
         theirs.close()
         threading.Thread(target=self._read, daemon=True).start()
