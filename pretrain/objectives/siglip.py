@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pretrain.objectives.group import Group
 
 Exchange = Literal["ring", "gather"]
+_EXACT = 40.0  # from there on log(1 + exp(z)) is z, to the last bit of float64
 
 
 def siglip_loss(
@@ -38,30 +39,34 @@ def siglip_loss(
     """Return the sigmoid loss of the own images against every text."""
     import torch
 
-    from pretrain.objectives.rows import mean_over_rows
+    from pretrain.objectives.rows import mean_over_logits
 
     image_bD = similarity.embed_image(features.image_bD)
     text_bD = similarity.embed_text(features.text_bD)
     b = len(image_bD)
-    scale = features.logit_scale.to(image_bD.dtype)
-    bias = torch.zeros_like(scale) if features.logit_bias is None else features.logit_bias.to(scale)
 
-    def summed(
-        start: int, image_cD: Tensor, text_mD: Tensor, scale: Tensor, bias: Tensor, *, own: int
-    ) -> Tensor:
+    def summed(start: int, logits_cm: Tensor, *, own: int) -> Tensor:
         """`own` is the place of the first own pair among the texts; below zero: none is there."""
-        logits_cm = scale * similarity.scores(image_cD, text_mD) + bias
-        sign_cm = torch.ones_like(logits_cm)
-        if own >= 0:
-            row = torch.arange(len(image_cD), device=image_cD.device)
-            sign_cm[row, own + start + row] = -1
-        return -torch.nn.functional.logsigmoid(-sign_cm * logits_cm).sum()
+        place_c1 = own + start + torch.arange(len(logits_cm), device=logits_cm.device)[:, None]
+
+        def turn_own() -> None:
+            if own >= 0:
+                logits_cm.scatter_(1, place_c1, -logits_cm.gather(1, place_c1))
+
+        turn_own()  # -y z, of which the loss is log(1 + exp(-y z)), and -y its slope by z
+        loss = torch.nn.functional.softplus(logits_cm, threshold=_EXACT).sum()
+        logits_cm.sigmoid_()
+        turn_own()
+        return loss
 
     def against(text_mD: Tensor, own: int) -> Tensor:
-        return mean_over_rows(
+        return mean_over_logits(
             partial(summed, own=own),
-            [image_bD],
-            [text_mD, scale, bias],
+            image_bD,
+            text_mD,
+            features.logit_scale,
+            features.logit_bias,
+            scores=similarity.scores,
             chunk_rows=chunk_rows,
             parameters=tuple(similarity.parameters()),
         )

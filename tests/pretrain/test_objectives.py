@@ -22,6 +22,7 @@ from pretrain.objectives.infoloob import infoloob_loss
 from pretrain.objectives.siglip import siglip_loss
 from tests.pretrain.conftest import make_config, run_ranks
 from tests.pretrain.objective_rows import ROWS, total_of
+from tools.benchmark.objectives import COUNTED, peak_mib
 from tools.conformance.__main__ import main as conformance
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "objectives"
@@ -101,6 +102,56 @@ def test_chunks_change_nothing_but_rounding():
                 torch.stack([loss.expand(7, 8), *torch.autograd.grad(loss, [image, text])])
             )
         assert torch.allclose(*found, atol=1e-13), name
+
+
+@pytest.mark.parametrize(
+    ("name", "keywords", "geometry"),
+    [
+        ("clip", {"label_smoothing": 0.1}, {"name": "cosine"}),
+        ("clip", {}, {"name": "lorentz", "score": "squared"}),
+        ("siglip", {}, {"name": "euclidean", "score": "distance"}),
+    ],
+)
+def test_slopes_in_closed_form_are_those_of_differences(name, keywords, geometry):
+    draw = torch.Generator().manual_seed(0)
+    image, text = torch.randn(2, 5, 4, generator=draw, dtype=torch.float64)
+    scalars = torch.tensor([[3.0], [-1.0]], dtype=torch.float64)
+    inputs = [tensor.clone().requires_grad_() for tensor in (image, text, *scalars)]
+    similarity = similarities[geometry.pop("name")](**geometry).double()
+    objective = objectives[name](chunk_rows=2, **keywords)
+
+    def loss(*given):
+        return objective.loss(Features(*given), similarity=similarity, group=Solo())
+
+    used = inputs if name == "siglip" else inputs[:3]
+    torch.autograd.gradcheck(loss, used, atol=1e-7)
+    for parameter in similarity.parameters():
+        (slope,) = torch.autograd.grad(loss(*inputs), [parameter])
+        ends = []
+        for step in (1e-5, -1e-5):
+            parameter.data += step
+            ends.append(loss(*inputs).item())
+            parameter.data -= step
+        assert slope.item() == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-5, abs=1e-8)
+
+
+def test_siglip_keeps_the_small_slope_of_a_pair_that_it_is_sure_of():
+    """z = 60 for the one pair: the loss is exp(-60), and so is minus its slope by the bias."""
+    one, bias = torch.ones(1, 1), torch.zeros(1, requires_grad=True)
+    loss = siglip_loss(
+        Features(one, one, torch.tensor([60.0]), bias), similarity=Cosine(), group=Solo()
+    )
+    loss.backward()
+    assert loss.item() == pytest.approx(math.exp(-60), rel=1e-5)
+    assert bias.grad.item() == pytest.approx(-math.exp(-60), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip"])
+def test_chunked_takes_a_quarter_of_the_memory_at_most(name):
+    """Counted at b = 4096, B = 32768, D = 512: every tensor that is alive, on the meta device."""
+    ours = peak_mib("chunked", name, COUNTED, 512)
+    assert ours <= 0.25 * peak_mib("plain", name, COUNTED, 512)
+    assert ours > 4 * 32768 * 512 / 2**20  # the gathered texts and their gradient are in it
 
 
 def test_the_entailment_radius_follows_its_schedule():
