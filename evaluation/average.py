@@ -24,12 +24,17 @@ from evaluation.result import Result, software_version
 DATASET = "(suite)"
 METHOD = "average"
 PUBLISHED_AVERAGE = "Average perf. on 38 datasets"
-_DEFAULT = {"zero_shot": "zero_shot/top1", "retrieval": "retrieval/mean_recall@1"}
+_DEFAULT = {
+    "zero_shot": "zero_shot/top1",
+    "retrieval": "retrieval/mean_recall@1",
+    "selection": "selection/acc",
+    "association": "association/jaccard_10_12",
+}
 
 
 def main_metric(section: DatasetConfig) -> str:
     """Return METHOD/METRIC of a dataset's main metric."""
-    return section.main_metric or _DEFAULT.get(section.task or "zero_shot", "selection/acc")
+    return section.main_metric or _DEFAULT[section.task or "zero_shot"]
 
 
 def main_values(

@@ -34,6 +34,9 @@ class DatasetConfig(Config):
     checksums: dict[str, Sha256] = Field(
         default_factory=dict
     )  # sha256 of files, by path below the dataset's folder
+    groups: dict[str, str] = Field(
+        default_factory=dict
+    )  # of a folder's images, by where they stand: npy:0, json:region
     tags: tuple[str, ...] = ()
 
     @property

@@ -39,7 +39,7 @@ def load_dataset(
             "mend the path in the config."
         )
     remote.verify(folder, config.checksums)
-    return load_folder(folder, config.label, config.task)
+    return load_folder(folder, config.label, config.task, config.groups)
 
 
 def is_there(place: str) -> bool:

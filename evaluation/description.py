@@ -1,6 +1,6 @@
 """A dataset as a YAML file: where images, labels, captions, groups and prompts are.
 
-    task: zero_shot                       # retrieval, selection
+    task: zero_shot                       # retrieval, selection, association
     images: [train.tar]                   # tars, or tables (.jsonl, .csv) with a column `image`
     labels: cls                           # a value: see below
     classes: classes.json                 # a list here, a JSON list, or a file with one a line
@@ -15,6 +15,9 @@ split its own images instead. `split.by` keeps equal values (near duplicates) in
 
 A selection dataset has one caption an image; an instance is the images of one value of `instances`
 (default: each image by itself) with their captions and their `distractors`.
+
+An association dataset has a row for each image of an instance: `captions` gives the instance's cue,
+`labels` 1 where the image belongs to it, else 0.
 """
 
 from __future__ import annotations
@@ -23,8 +26,8 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -37,14 +40,16 @@ from configs.errors import DataError
 from configs.load import validate
 from configs.registry import Config
 from evaluation import remote
-from evaluation.dataset import EvaluationDataset, Groups, ImageSample, IntArray, Part, Prompts
+from evaluation.dataset import EvaluationDataset, ImageSample, IntArray, Part, Prompts
 from evaluation.layout import check_templates, lines, number, read_templates
-from evaluation.tar import Span, TarSample, file_sha256, scan_tar
+from evaluation.record import Record, groups_of
+from evaluation.tar import Span, file_sha256, scan_tar
 from evaluation.task import Sha256, Task
 
 _PURPOSE = "evaluation/split"
 _MAX_TABLE_BYTES = 1 << 30
 SPLITS = ("train", "val", "test")
+_OF_INSTANCES = ("selection", "association")
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -99,54 +104,9 @@ class DescriptionConfig(Config):
             raise ValueError("zero_shot needs `labels`, `classes` and `prompts`")
         if self.task != "zero_shot" and not self.captions:
             raise ValueError(f"{self.task} needs `captions`")
+        if self.task == "association" and None in (self.labels, self.instances):
+            raise ValueError("association needs `labels` (1 and 0) and `instances`")
         return self
-
-
-@dataclass(frozen=True)
-class Record:
-    """One image and the values beside it."""
-
-    key: str
-    image: Span
-    sample: TarSample | None
-    columns: Mapping[str, Any]
-
-    def value(self, reference: str) -> Any:
-        """Return a value, None where it is not there."""
-        kind, _, field = reference.partition(":")
-        if self.sample is None:
-            return self.columns.get(reference)
-        if kind == "json" and field:
-            text = self.sample.text("json")
-            return _deeper(self._parsed(text), field) if text is not None else None
-        if kind == "npy" and field:
-            span = self.sample.members.get("npy")
-            if span is None:
-                return None
-            return np.load(io.BytesIO(span.read()), allow_pickle=False).ravel()[int(field)].item()
-        text = self.sample.text(reference)
-        return None if text is None else text.strip()
-
-    def _parsed(self, text: str) -> Any:
-        try:
-            return json.loads(text)
-        except ValueError as error:
-            raise DataError(f"{self.image.tar}: {self.key}.json is not JSON: {error}.") from None
-
-    def texts(self, references: Sequence[str]) -> list[str]:
-        """Return all texts of the references: lines of a text, members of a list."""
-        found: list[str] = []
-        for reference in references:
-            value = self.value(reference)
-            several = value if isinstance(value, list) else str(value or "").split("\n")
-            found += [str(text).strip() for text in several if str(text).strip()]
-        return list(dict.fromkeys(found))
-
-
-def _deeper(value: Any, field: str) -> Any:
-    for step in field.split("."):
-        value = value.get(step) if isinstance(value, dict) else None
-    return value
 
 
 def load_description(path: Path, name: str, cache: Path, task: Task | None) -> EvaluationDataset:
@@ -177,7 +137,6 @@ class _Reader:
         self.config = config
         self.cache = cache
         self._pool: list[Record] | None = None
-        self._group_names: dict[str, list[str]] = {}
 
     def _file(self, name: str) -> Path:
         if remote.is_remote(name):
@@ -273,11 +232,11 @@ class _Reader:
             own = record.texts(config.captions)
             if config.task != "zero_shot" and not own:
                 raise DataError(f"{self.path}: {record.key} has no caption.")
-            own = own[:1] if config.task == "selection" else own
+            own = own[:1] if config.task in _OF_INSTANCES else own
             captions += own
             owner += [position] * len(own)
         samples = tuple(ImageSample(r.key, r.image) for r in records)
-        groups = {name: self._groups(name, ref, records) for name, ref in config.groups.items()}
+        groups = {name: groups_of(records, ref) for name, ref in config.groups.items()}
         distractors = tuple(tuple(r.texts(config.distractors)) for r in records)
         instances = (
             tuple(str(r.value(config.instances)) for r in records)
@@ -292,7 +251,7 @@ class _Reader:
             np.asarray(owner, dtype=np.int64),
             groups,
             distractors if config.task == "selection" else (),
-            instances if config.task == "selection" else (),
+            instances if config.task in _OF_INSTANCES else (),
         )
         return replace(
             part,
@@ -301,7 +260,7 @@ class _Reader:
         )
 
     def _labels(self, records: Sequence[Record]) -> IntArray:
-        classes = self.classes()
+        classes = ("0", "1") if self.config.task == "association" else self.classes()
         position = {name: label for label, name in reversed(list(enumerate(classes)))}
         labels_n = np.empty(len(records), dtype=np.int64)
         for i, record in enumerate(records):
@@ -315,11 +274,6 @@ class _Reader:
                 )
             labels_n[i] = label
         return labels_n
-
-    def _groups(self, name: str, reference: str, records: Sequence[Record]) -> Groups:
-        values = [str(record.value(reference)) for record in records]
-        names = sorted(set(values))
-        return Groups(tuple(names), np.asarray([names.index(v) for v in values], dtype=np.int64))
 
 
 def _digest(split: str, part: Part, records: Sequence[Record], files: Sequence[Path]) -> str:

@@ -52,6 +52,10 @@ def job_digest(
         "version": software_version(),
         "checkpoint": [identity.digest, identity.setting_digest],
         "data": [*used, *sets],
+        "groups": {
+            name: [group.names, hashlib.sha256(group.index_n.tobytes()).hexdigest()]
+            for name, group in dataset.test.groups.items()
+        },
         "prompts": dataset.prompt_digest,
         "method": section.model_dump(mode="json"),
         "keys": config.result_keys(),

@@ -9,7 +9,7 @@ read. Nothing is decoded here; see images.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from evaluation.dataset import (
     Part,
     Prompts,
 )
+from evaluation.record import Record, groups_of
 from evaluation.tar import IMAGE_EXTENSIONS, TarSample, digest_files, scan_tar
 from evaluation.task import Task
 
@@ -30,8 +31,12 @@ MAX_TARS = 100_000
 _MAX_DIGITS = 9
 
 
-def load_folder(folder: Path, name: str, task: Task | None) -> EvaluationDataset:
+def load_folder(
+    folder: Path, name: str, task: Task | None, groups: Mapping[str, str] | None = None
+) -> EvaluationDataset:
     """List a dataset's test split; train and val are listed when a method asks for them.
+
+    `groups` says where an attribute of an image stands, such as `npy:0` (record.py).
 
     Raises DataError where the folder is not in the layout, a sample lacks its image, label or
     caption, or the dataset is empty.
@@ -44,7 +49,7 @@ def load_folder(folder: Path, name: str, task: Task | None) -> EvaluationDataset
         prompts = Prompts(class_names, templates=read_templates(folder / TEMPLATES_FILE))
 
     def part(split: str) -> Part:
-        return _part(folder, split, task, len(class_names))
+        return _part(folder, split, task, len(class_names), groups or {})
 
     splits = [split for split in ("train", "val") if (folder / split / "nshards.txt").is_file()]
     return EvaluationDataset(
@@ -77,7 +82,9 @@ def check_templates(templates: Sequence[str], where: str) -> None:
             )
 
 
-def _part(folder: Path, split: str, task: Task, num_classes: int) -> Part:
+def _part(
+    folder: Path, split: str, task: Task, num_classes: int, groups: Mapping[str, str]
+) -> Part:
     tars = _tars(folder, split)
     samples = [sample for tar in tars for sample in scan_tar(tar)]
     if not samples:
@@ -90,7 +97,10 @@ def _part(folder: Path, split: str, task: Task, num_classes: int) -> Part:
     if task == "retrieval":
         captions, image_of_caption_m = _captions(samples, folder)
         return Part(images, digest, captions=captions, image_of_caption_m=image_of_caption_m)
-    return Part(images, digest, labels_n=_labels(samples, num_classes, folder))
+    records = [Record(s.key, s.images[0], s, {}) for s in samples] if groups else []
+    found = {name: groups_of(records, reference) for name, reference in groups.items()}
+    labels_n = _labels(samples, num_classes, folder)
+    return Part(images, digest, labels_n=labels_n, groups=found)
 
 
 def number(text: str) -> int | None:

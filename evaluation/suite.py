@@ -321,7 +321,7 @@ def _evaluate_baseline(
     config: EvaluateConfig, baseline: PixelBaselineConfig, datasets: Sequence[EvaluationDataset]
 ) -> list[Result]:
     started = time.monotonic()
-    judged = [dataset for dataset in datasets if dataset.task != "selection"]
+    judged = [dataset for dataset in datasets if dataset.task in ("zero_shot", "retrieval")]
     found = find_neighbours(judged, baseline.reference, max_undecodable=config.max_undecodable)
     rows: list[Result] = []
     for neighbours in found:

@@ -6,5 +6,5 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-Task = Literal["zero_shot", "retrieval", "selection"]
+Task = Literal["zero_shot", "retrieval", "selection", "association"]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]

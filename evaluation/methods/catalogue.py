@@ -120,6 +120,14 @@ def selection() -> Method:
     return Selection()
 
 
+@methods.register("association")
+def association() -> Method:
+    """Association of images with a cue (WinoGAViL, arXiv:2207.12576)."""
+    from evaluation.methods.association import Association
+
+    return Association()
+
+
 @methods.register("clip_score")
 def clip_score(*, weight: float = 2.5) -> Method:
     """CLIPScore and RefCLIPScore (arXiv:2104.08718)."""

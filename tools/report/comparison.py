@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
+import numpy as np
+
+from evaluation.methods.mano import agreement
 from evaluation.predictions import Comparison, compare
 from evaluation.result import BASELINE, Result
 from tools.report.charts import Axis, Series, line_chart
@@ -20,6 +23,7 @@ def comparison_parts(scorecard: Scorecard) -> list[Html]:
     """Return what stands below the tables; nothing where there is nothing to show."""
     parts = [
         *_few_shot(scorecard.results),
+        *_mano(scorecard.results),
         *_paired(scorecard),
         *_details(scorecard.details),
     ]
@@ -90,6 +94,41 @@ def _shots_table(
         cells.append(tuple(line))
     header = ("method", *(f"{shot} shots" for shot in shots))
     return table(header, cells, caption=f"{title}: top-1 accuracy, % (95 % interval)")
+
+
+def _mano(results: Sequence[Result]) -> list[Html]:
+    """How well MaNo's score, which sees no label, follows the accuracy over the datasets."""
+    measured = {
+        (row.checkpoint, row.dataset, row.metric): row.value
+        for row in results
+        if row.method in ("mano", "zero_shot") and row.metric in ("mano_score", "top1")
+    }
+    both = sorted(
+        (checkpoint, dataset)
+        for checkpoint, dataset, metric in measured
+        if metric == "mano_score" and (checkpoint, dataset, "top1") in measured
+    )
+    if not both:
+        return []
+    cells: list[tuple[object, ...]] = []
+    notes = []
+    for checkpoint, group in groupby(both, key=lambda pair: pair[0]):
+        pairs = [(measured[c, d, "mano_score"], measured[c, d, "top1"], d) for c, d in list(group)]
+        cells += [(checkpoint, d, f"{score:.4f}", f"{100 * top:.1f}") for score, top, d in pairs]
+        scores, tops = (np.array([pair[i] for pair in pairs]) for i in (0, 1))
+        r2, rho = agreement(scores, tops)
+        over = f"{checkpoint}, over {len(pairs)} datasets"
+        said = f"R² {r2:.3f}, Spearman's rho {rho:.3f}" if len(pairs) > 2 else "too few to tell"
+        notes.append(element("p", f"{over}: {said}."))
+    header = ("checkpoint", "dataset", "MaNo score", "top-1 accuracy, %")
+    said = "A score of unlabelled images that should rise and fall with the accuracy on them."
+    caption = "MaNo's score against the accuracy that it did not see"
+    return [
+        element("h3", "MaNo"),
+        element("p", said),
+        table(header, cells, caption=caption),
+        *notes,
+    ]
 
 
 def _paired(scorecard: Scorecard) -> list[Html]:
