@@ -121,7 +121,8 @@ def load_description(path: Path, name: str, cache: Path, task: Task | None) -> E
     remote.verify(path.parent, config.checksums)
     reader = _Reader(path, config, cache)
     classes = reader.classes()
-    prompts = reader.prompts(classes)
+    # a file may hold both prompts and captions: the task says which are the texts
+    prompts = reader.prompts(classes) if config.task == "zero_shot" else None
     splits = tuple(config.splits) or SPLITS
     if not config.splits and config.split is None:
         splits = ("test",)

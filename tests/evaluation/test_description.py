@@ -80,6 +80,22 @@ def test_a_description_says_where_everything_is(pool: Path) -> None:
     assert len({part.data_digest for part in parts.values()}) == 3
 
 
+def test_one_description_is_a_dataset_of_classes_and_one_of_captions(
+    pool: Path, open_clip_folder: Path
+) -> None:
+    write(pool, TEXT)
+    both = [
+        {"path": str(pool / "data.yaml"), "name": task, "task": task}
+        for task in ("zero_shot", "retrieval")
+    ]
+    rows = evaluate(make_config(pool / "out", datasets=both), [str(open_clip_folder)])
+    found = {(row.dataset, row.metric): row for row in rows}
+    images = found["zero_shot", "top1"].n
+    assert found["retrieval", "i2t_recall@1"].n == images
+    assert found["retrieval", "t2i_recall@1"].n > images  # a caption and a title each
+    assert found["retrieval", "t2i_recall@5"].chance == pytest.approx(5 / images)
+
+
 def test_a_selection_dataset_has_distractors_and_a_table_may_list_images(
     pool: Path, open_clip_folder: Path
 ) -> None:
