@@ -16,6 +16,6 @@ def describe(stage: Stage, data: Sources | Stream, world_size: int) -> str:
     return (
         f"{name}: global batch {batch:,} = {ranks} x {batch // world_size:,} samples; "
         f"{steps:,} steps make {steps * batch:,} samples, {passes}{data.describe()}; "
-        f"mask ratio {config.reduction.mask_ratio:g}; ZeRO stage {config.engine.zero_stage}, "
+        f"{config.reduction.build()}; ZeRO stage {config.engine.zero_stage}, "
         f"{config.engine.precision}"
     )

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from braceexpand import braceexpand
@@ -32,9 +34,17 @@ from pretrain.model.tokenizer import TOKENIZER_FILE, Tokenizer
 from pretrain.objectives.group import Group, world_or_solo
 from pretrain.objectives.registry import Total
 from pretrain.ranks import on_first_rank
+from pretrain.reduction.text import (
+    FrequencyKeys,
+    TextReduction,
+    TokenKeys,
+    Vocabulary,
+    removal_probabilities,
+)
 from pretrain.stages import Stage, Stages
 from pretrain.teacher import Teacher
 
+TOKEN_COUNTS = "token_counts.npy"  # beside the tokenizer of a run
 Batches = Iterator[Batch | PairmillError]
 
 
@@ -61,9 +71,12 @@ def build_parts(config: PretrainConfig, stage: Stage, device: torch.device) -> P
 
     `config` is the whole run's; the processes have started (engine.start_processes).
     """
-    first = Stages.of(config).stages[0].config
+    stages = Stages.of(config).stages
+    first = stages[0].config
     data = read_data(first)
-    tokenizer = run_tokenizer(first, data, stage_model_config(first)["text_cfg"]["context_length"])
+    length = stage_model_config(first)["text_cfg"]["context_length"]
+    counted = any(s.config.text_reduction.name == "frequency" for s in stages)
+    tokenizer = run_tokenizer(first, data, length, counted=counted)
     if stage.config.data != first.data:
         data = read_data(stage.config)
     return _build_stage(stage, data, tokenizer, device, before=None)
@@ -182,8 +195,9 @@ def build_dataset(
     *,
     rank: int,
     world_size: int,
+    skipped: tuple[tuple[int, int], ...] = (),
 ) -> BatchDataset | StreamDataset:
-    """Return the dataset of one rank's batches."""
+    """Return the dataset of one rank's batches; `skipped` are positions left out (order.py)."""
 
     def transform(section: AugmentationConfig) -> ImageTransform:
         return ImageTransform(
@@ -206,8 +220,10 @@ def build_dataset(
         rank=rank,
         world_size=world_size,
         window_shards=config.data.window_shards,
-        num_patches=model.num_patches,
-        mask_ratio=config.reduction.mask_ratio,
+        patch_rows=model.patch_rows,
+        image_reduction=config.reduction.build(),
+        text_reduction=build_text_reduction(config, tokenizer),
+        skipped=skipped,
     )
     if isinstance(data, Stream):
         return StreamDataset(data, form, tokenizer, plan)
@@ -221,6 +237,23 @@ def build_dataset(
     return BatchDataset(data, form, tokenizer, plan, cache)
 
 
+def build_text_reduction(config: PretrainConfig, tokenizer: Tokenizer) -> TextReduction:
+    """Return the text reduction of a stage with what its keys are made of. Raises ConfigError."""
+    section = config.text_reduction
+    keys: TokenKeys = section.build()
+    if section.num_tokens is not None and section.num_tokens >= tokenizer.context_length:
+        raise ConfigError(
+            f"text_reduction.num_tokens: got {section.num_tokens}, expected less than the context "
+            f"length of {tokenizer.context_length}; to keep all of it, leave num_tokens out."
+        )
+    rank = tokenizer.speech_ranks() if "rank" in keys.needs else None
+    removal = None
+    if isinstance(keys, FrequencyKeys):
+        counts = np.load(Path(config.output) / "tokenizer" / TOKEN_COUNTS)
+        removal = removal_probabilities(counts, keys.threshold)
+    return TextReduction(keys, section.num_tokens, Vocabulary(rank, removal))
+
+
 def open_batches(
     dataset: BatchDataset | StreamDataset, *, first: int, last: int, num_workers: int
 ) -> Batches:
@@ -230,16 +263,20 @@ def open_batches(
     return batches(dataset, first=first, last=last, num_workers=num_workers)
 
 
-def run_tokenizer(config: PretrainConfig, data: Sources | Stream, context_length: int) -> Tokenizer:
+def run_tokenizer(
+    config: PretrainConfig, data: Sources | Stream, context_length: int, *, counted: bool = False
+) -> Tokenizer:
     """Return the run's tokenizer: made once, by rank 0, and kept in the run folder.
 
-    It is made again where the dataset, its section or the context length is another.
+    With `counted`, how often each of its tokens stands in the captions lies beside it. It is made
+    again where the dataset, its section or the context length is another.
     """
     folder = Path(config.output) / "tokenizer"
     made_from = {
         "manifest_digest": data.digest,
         "tokenizer": config.tokenizer.model_dump(mode="json"),
         "context_length": context_length,
+        "counted": counted,
     }
 
     def make() -> None:
@@ -247,9 +284,12 @@ def run_tokenizer(config: PretrainConfig, data: Sources | Stream, context_length
         if note.is_file() and json.loads(note.read_text(encoding="utf-8")) == made_from:
             return
         tokenizer = make_tokenizer(config.tokenizer, data, context_length)
+        counts = count_tokens(config, data, tokenizer) if counted else None
         shutil.rmtree(folder, ignore_errors=True)
         with published_folder(folder) as temporary:
             tokenizer.save(temporary)
+            if counts is not None:
+                np.save(temporary / TOKEN_COUNTS, counts)
             (temporary / note.name).write_text(json.dumps(made_from, indent=2), encoding="utf-8")
 
     on_first_rank(make)
@@ -275,6 +315,18 @@ def make_tokenizer(
         vocab_size=section.vocab_size,
         context_length=context_length,
     )
+
+
+def count_tokens(
+    config: PretrainConfig, data: Sources | Stream, tokenizer: Tokenizer
+) -> npt.NDArray[np.int64]:
+    """Count the tokens of the dataset's captions (tokenizer.num_captions of them)."""
+    if not isinstance(data, Sources):
+        raise ConfigError(
+            "text_reduction frequency counts the captions of the index, which source: streaming "
+            "has not; choose another reduction, or a manifest."
+        )
+    return tokenizer.count(sample_captions(data, config.tokenizer.num_captions))
 
 
 def sample_captions(data: Sources, num_captions: int) -> Iterator[str]:

@@ -11,7 +11,6 @@ import torch
 from pretrain.arithmetic import describe
 from pretrain.build import build_model, check_batch, read_data, stage_model_config
 from pretrain.config import PretrainConfig
-from pretrain.reduction.image import num_kept_patches
 from pretrain.stages import Stages
 from pretrain.throughput import measure
 
@@ -35,7 +34,7 @@ def dry_run(config: PretrainConfig, *, seconds: float = 3.0) -> str:
         model = build_model(config, model_config, None)
     image = sum(p.numel() for p in model.clip.visual.parameters())
     total = sum(p.numel() for p in model.parameters())
-    kept = num_kept_patches(model.num_patches, config.reduction.mask_ratio)
+    kept = config.reduction.build().num_kept(model.patch_rows)
     warmup = config.optimizer.warmup_samples / config.global_batch_size
     last = config.num_steps * config.global_batch_size
     checkpoints = (last - 1) // config.intervals.checkpoint_samples

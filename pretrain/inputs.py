@@ -27,6 +27,7 @@ def forward_inputs(
         "image_b3HW": batch.image_b3HW.to(device, non_blocking=True),
         "token_bL": batch.token_bL.to(device),
         "kept_bK": None if batch.kept_bK is None else batch.kept_bK.to(device),
+        "kept_text_bK": None if batch.kept_text_bK is None else batch.kept_text_bK.to(device),
     }
     for need in sorted(total.needs & _FIELDS.keys()):
         field = _FIELDS[need]

@@ -57,7 +57,7 @@ class Throughput:
             return f"{measured}: the data are the limit: {self._more_data(self.model)}"
         return (
             f"{measured}: the model is the limit, with data for {self.data / self.model:.1f} times "
-            "its speed. A larger local batch, bf16 or a higher reduction.mask_ratio make it faster."
+            "its speed. A larger local batch, bf16 or a stronger reduction make it faster."
         )
 
     def _more_data(self, wanted: float | None) -> str:

@@ -12,7 +12,6 @@ from pretrain.config.data import (
 )
 from pretrain.config.model import (
     LogitConfig,
-    ReductionConfig,
     TeacherConfig,
     TokenizerConfig,
     TowerConfig,
@@ -37,7 +36,6 @@ __all__ = [
     "Objectives",
     "OptimizerConfig",
     "PretrainConfig",
-    "ReductionConfig",
     "RemoteConfig",
     "SourceConfig",
     "StabilityConfig",

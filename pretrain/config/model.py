@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
 from pydantic import (
     Field,
@@ -14,8 +14,6 @@ from pydantic import (
 )
 
 from configs.registry import Config
-
-Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class TokenizerConfig(Config):
@@ -44,13 +42,6 @@ class TokenizerConfig(Config):
         if self.name == "file" and self.path is None:
             raise ValueError("tokenizer file needs a path")
         return self
-
-
-class ReductionConfig(Config):
-    """FLIP: the fraction of patches that is removed from each training image."""
-
-    name: Literal["random"] = "random"
-    mask_ratio: Fraction = 0.0
 
 
 class LogitConfig(Config):

@@ -22,7 +22,6 @@ from configs.registry import Config, Tagged, Variant
 from pretrain.config.data import AugmentationConfig, DataConfig
 from pretrain.config.model import (
     LogitConfig,
-    ReductionConfig,
     TeacherConfig,
     TokenizerConfig,
     TowersConfig,
@@ -37,10 +36,18 @@ from pretrain.config.training import (
 from pretrain.model.logits import Logits
 from pretrain.model.similarity import similarities
 from pretrain.objectives import Term, Total, objectives
+from pretrain.reduction.image import image_reductions
+from pretrain.reduction.text import TextReductionSection, text_reductions
 
 
 def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, Mapping | Term) else value
+
+
+def _truncate() -> TextReductionSection:
+    section = text_reductions.section("truncate")(name="truncate")
+    assert isinstance(section, TextReductionSection)
+    return section
 
 
 Objectives = Annotated[tuple[Annotated[Term, Tagged(objectives)], ...], BeforeValidator(_as_list)]
@@ -65,7 +72,14 @@ class PretrainConfig(Config):
     context_length: PositiveInt | None = Field(
         default=None, description="tokens of a text; null: the model's"
     )
-    reduction: ReductionConfig = ReductionConfig()
+    reduction: Annotated[Variant, Tagged(image_reductions)] = Field(
+        default_factory=lambda: image_reductions.section("random")(name="random"),
+        description="which patches of each training image stay",
+    )
+    text_reduction: Annotated[TextReductionSection, Tagged(text_reductions)] = Field(
+        default_factory=_truncate,
+        description="which tokens of each training text stay",
+    )
     similarity: Annotated[Variant, Tagged(similarities)] = Field(
         default_factory=lambda: similarities.section("cosine")(name="cosine")
     )

@@ -11,8 +11,8 @@ from configs.registry import Config
 # What a stage may change; every other key belongs to the run as a whole.
 STAGE_KEYS = (
     "global_batch_size", "micro_batch_size", "image_size", "image_positions", "context_length",
-    "reduction",
-    "augmentation", "objective", "logit", "optimizer", "engine", "data",
+    "reduction", "text_reduction", "augmentation", "objective", "teacher", "logit", "towers",
+    "optimizer", "engine", "stability", "data",
 )  # fmt: skip
 
 

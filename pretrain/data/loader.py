@@ -35,7 +35,8 @@ from pretrain.data.order import SampleOrder, Window, positions_of
 from pretrain.data.reader import RawSample, ShardReader, UnusableSampleError
 from pretrain.data.remote import Cache, CachePlan, FetchAhead
 from pretrain.model.tokenizer import Tokenizer
-from pretrain.reduction.image import random_patches
+from pretrain.reduction.image import ImageReduction
+from pretrain.reduction.text import TextReduction
 
 _NEAR_REPLACEMENTS = 16  # tries within the window: its shards are open, or in the cache
 _FAR_REPLACEMENTS = 16  # then anywhere in the source
@@ -56,7 +57,7 @@ class BadSample(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """The local part of one global batch: uint8 pixels, token ids, kept patches.
+    """The local part of one global batch: uint8 pixels, token ids, kept patches and positions.
 
     `view_bv3HW`: further augmented views of each image; `negative_token_bL`, `negative_image_b3HW`:
     the sample's hard negatives. Each is there where the dataset was built with it.
@@ -70,6 +71,7 @@ class Batch(NamedTuple):
     view_bv3HW: Tensor | None = None
     negative_token_bL: Tensor | None = None
     negative_image_b3HW: Tensor | None = None
+    kept_text_bK: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +83,9 @@ class BatchPlan:
     rank: int
     world_size: int
     window_shards: int
-    num_patches: int
-    mask_ratio: float
+    patch_rows: int  # patches along one side of an image
+    image_reduction: ImageReduction
+    text_reduction: TextReduction
     skipped: tuple[tuple[int, int], ...] = ()  # ranges of positions, see order.positions_of
 
     def positions(self, consumed: int) -> npt.NDArray[np.int64]:
@@ -153,15 +156,18 @@ class BatchMaker:
 
     def batch(self, tokenizer: Tokenizer, plan: BatchPlan, bad: list[BadSample]) -> Batch:
         """Return the batch: captions as ids, kept patches drawn."""
-        form, kept = self._form, None
-        if plan.mask_ratio > 0:
-            kept = torch.from_numpy(
-                random_patches(plan.seed, self._positions, plan.num_patches, plan.mask_ratio)
-            )
+        form, kept, side = self._form, None, plan.patch_rows
+        if plan.image_reduction.num_kept(side) < side * side:
+            kept = torch.from_numpy(plan.image_reduction.kept(plan.seed, self._positions, side))
         negative = tokenizer(self._negative_captions) if form.negative_caption else None
         views = self._views if form.views else None
-        token = tokenizer(self._captions)
-        return Batch(self._image, token, kept, self._keys, bad, views, negative, self._negative)
+        token, kept_text = tokenizer.reduced(
+            self._captions, plan.text_reduction, seed=plan.seed, positions=self._positions
+        )
+        return Batch(
+            *(self._image, token, kept, self._keys, bad, views, negative, self._negative),
+            kept_text,
+        )
 
 
 def _negative(sample: RawSample, place: str) -> str:

@@ -25,7 +25,7 @@ from configs.load import SHIPPED
 from pretrain.model.features import Features
 from pretrain.model.heads import Heads
 from pretrain.model.logits import Logits
-from pretrain.model.patches import PatchGather
+from pretrain.model.patches import PatchGather, encode_text
 from pretrain.model.similarity import CONFIG_FILE, NEEDS_PAIRMILL, Similarity, similarity_of
 from pretrain.model.torchvision_ops import ensure_torchvision
 
@@ -182,7 +182,12 @@ class ClipModel(nn.Module):
     @property
     def num_patches(self) -> int:
         """Patches of one image before any reduction."""
-        return (self.image_size // int(self.config["vision_cfg"]["patch_size"])) ** 2
+        return self.patch_rows**2
+
+    @property
+    def patch_rows(self) -> int:
+        """Patches along one side of an image."""
+        return self.image_size // int(self.config["vision_cfg"]["patch_size"])
 
     @property
     def context_length(self) -> int:
@@ -198,8 +203,10 @@ class ClipModel(nn.Module):
         negative_token_bL: Tensor | None = None,
         negative_image_b3HW: Tensor | None = None,
         teacher: tuple[Tensor, Tensor, Tensor] | None = None,
+        kept_text_bK: Tensor | None = None,
     ) -> Features:
-        """Encode uint8 images and token ids; with `kept_bK`, only those patches of each image.
+        """Encode uint8 images and token ids; with `kept_bK`, only those patches of each image,
+        with `kept_text_bK` only those positions of each text.
 
         `view_bv3HW` are two augmented views of each image, encoded whole. `teacher` is what the
         frozen teacher gives for the batch: image and text features of length 1, and its exp(s).
@@ -209,7 +216,7 @@ class ClipModel(nn.Module):
             image_bD = self.clip.encode_image(self.pixels(image_b3HW))
         finally:
             self.patches.kept_bK = None
-        text_bD = self.clip.encode_text(token_bL)
+        text_bD = encode_text(self.clip, token_bL, kept_text_bK)
         dtype = torch.promote_types(image_bD.dtype, torch.float32)  # losses are not in bfloat16
         bias = self.clip.logit_bias
         more: dict[str, Any] = {} if bias is None else {"logit_bias": bias.to(dtype)}

@@ -14,23 +14,29 @@ import gzip
 import html
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import ftfy
+import numpy as np
+import numpy.typing as npt
 import tokenizers
 import torch
 from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 
 from configs.errors import CheckpointError, ConfigError
-from pretrain.reduction.text import truncate
+from pretrain.reduction.speech import ranks_of_entries
+from pretrain.reduction.text import Text, TextReduction, cut_at_end
 
 TOKENIZER_FILE = "tokenizer.json"
 _CONFIG_FILE = "tokenizer_config.json"
 PAD, UNKNOWN, END = "<pad>", "<unk>", "<end>"
 PAD_ID, UNKNOWN_ID, END_ID = 0, 1, 2
+# What byte-pair and word-piece vocabularies put around the pieces of words.
+_MARKS = re.compile("</w>|^##|\u0120|\u2581")
 _CLIP_SPECIAL = ("<start_of_text>", "<end_of_text>")
 _CLIP_VOCABULARY = 49_408
 # Printable ASCII without "&", tabs and line feeds: ftfy and HTML have nothing to mend in it.
@@ -67,6 +73,7 @@ class Tokenizer:
         self.vocab_size = backend.get_vocab_size()
         self.pad_id = pad_id
         self._tail = _tail(backend)
+        self._num_head = _num_head(backend)
         self.end_id = self._tail[0] if self._tail else None
 
     @classmethod
@@ -224,8 +231,60 @@ class Tokenizer:
     def __call__(self, texts: Sequence[str]) -> torch.Tensor:
         """Return the ids of the texts, [n, context_length] int64."""
         return torch.from_numpy(
-            truncate(self.encode(texts), self.context_length, pad_id=self.pad_id, tail=self._tail)
+            cut_at_end(self.encode(texts), self.context_length, pad_id=self.pad_id, tail=self._tail)
         )
+
+    def reduced(
+        self,
+        texts: Sequence[str],
+        reduction: TextReduction,
+        *,
+        seed: int,
+        positions: npt.NDArray[np.int64],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the ids of the texts [b, context_length] int64 and the positions that the tower
+        keeps of them [b, K], None where it keeps all. `positions` [b] are those of the samples.
+        """
+        needs_words = "words" in reduction.keys.needs
+        encoded = self._with_words(texts) if needs_words else self._plain(texts)
+        token_bL, kept_bK = reduction(
+            encoded, self.context_length, pad_id=self.pad_id, seed=seed, positions=positions
+        )
+        return torch.from_numpy(token_bL), None if kept_bK is None else torch.from_numpy(kept_bK)
+
+    def _plain(self, texts: Sequence[str]) -> list[Text]:
+        head, tail = self._num_head, len(self._tail)
+        return [Text(ids, head, tail) for ids in self.encode(texts)]
+
+    def _with_words(self, texts: Sequence[str]) -> list[Text]:
+        """Return the texts with the words that the tokens are pieces of, in lower case."""
+        found = []
+        cleaned = [clean(text).lower() for text in texts]
+        encodings = self._backend.encode_batch(cleaned)
+        for text, plain, encoding in zip(cleaned, self._plain(texts), encodings, strict=True):
+            end = len(encoding.ids) - plain.num_tail
+            if list(plain.ids) != encoding.ids:  # a special token's name in the text (see encode)
+                number = list(range(len(plain.ids) - plain.num_head - plain.num_tail))
+                found.append(plain._replace(word=number, words=[""] * len(number)))
+                continue
+            number = [word for word in encoding.word_ids[plain.num_head : end] if word is not None]
+            spans = [encoding.word_to_chars(word) for word in range(max(number, default=-1) + 1)]
+            words = [text[span[0] : span[1]] if span else "" for span in spans]
+            found.append(plain._replace(word=number, words=words))
+        return found
+
+    def speech_ranks(self) -> npt.NDArray[np.int8]:
+        """Return the rank of the part of speech of every entry, tagged alone (speech.py)."""
+        entries = (self._backend.id_to_token(i) or "" for i in range(self.vocab_size))
+        return ranks_of_entries(_MARKS.sub("", entry).lower() for entry in entries)
+
+    def count(self, texts: Iterable[str]) -> npt.NDArray[np.int64]:
+        """Return how often each entry stands in the texts, special tokens left out [vocab_size]."""
+        counts = np.zeros(self.vocab_size, dtype=np.int64)
+        for batch in _batched(texts, 10_000):
+            between = [text.between for text in self._plain(batch)]
+            counts += np.bincount(np.concatenate(between), minlength=self.vocab_size)
+        return counts
 
 
 def _tail(backend: tokenizers.Tokenizer) -> list[int]:
@@ -239,6 +298,18 @@ def _tail(backend: tokenizers.Tokenizer) -> list[int]:
             break
         tail.insert(0, token)
     return tail
+
+
+def _num_head(backend: tokenizers.Tokenizer) -> int:
+    """Return how many special tokens the tokenizer puts before every text."""
+    mask = backend.encode("a").special_tokens_mask
+    return next((i for i, special in enumerate(mask) if not special), 0)
+
+
+def _batched(texts: Iterable[str], size: int) -> Iterator[list[str]]:
+    iterator = iter(texts)
+    while batch := list(islice(iterator, size)):
+        yield batch
 
 
 @lru_cache(maxsize=1)

@@ -20,7 +20,8 @@ from pretrain.data.captions import CaptionChoice, draw
 from pretrain.data.dataset import Source, Sources, open_sources
 from pretrain.data.loader import Batch, BatchDataset, BatchPlan, SampleForm, batches, loader_options
 from pretrain.model.tokenizer import Tokenizer
-from pretrain.reduction.image import num_kept_patches, random_patches
+from pretrain.reduction.image import RandomPatches
+from pretrain.reduction.text import TextReduction, truncate
 from tests.pretrain.conftest import make_dataset, png, write_tar
 
 TOKENIZER = Tokenizer.train_words(
@@ -44,7 +45,8 @@ def dataset_of(
     sources = data if isinstance(data, Sources) else sources_of(data)
     plan = BatchPlan(
         seed=seed, global_batch_size=batch, rank=rank, world_size=world, window_shards=window,
-        num_patches=16, mask_ratio=0.5, skipped=tuple(skipped),
+        patch_rows=4, image_reduction=RandomPatches(0.5), text_reduction=TextReduction(truncate()),
+        skipped=tuple(skipped),
     )  # fmt: skip
     return BatchDataset(sources, SampleForm(image=IMAGE, **form), TOKENIZER, plan, cache)
 
@@ -220,7 +222,7 @@ def test_a_missing_shard_is_an_error_that_names_it(tmp_path):
 
 
 def test_kept_patches_are_distinct_ascending_and_uniform():
-    kept = random_patches(0, np.arange(4000), 16, 0.75)
+    kept = RandomPatches(0.75).kept(0, np.arange(4000), 4)
     assert kept.shape == (4000, 4)
     assert (np.diff(kept, axis=1) > 0).all()
     counts = np.bincount(kept.ravel(), minlength=16)
@@ -230,7 +232,7 @@ def test_kept_patches_are_distinct_ascending_and_uniform():
 
 @pytest.mark.parametrize(("ratio", "kept"), [(0.0, 196), (0.5, 98), (0.75, 49), (0.999, 1)])
 def test_the_mask_ratio_is_the_fraction_removed(ratio, kept):
-    assert num_kept_patches(196, ratio) == kept
+    assert RandomPatches(ratio).num_kept(14) == kept
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -391,7 +393,7 @@ def test_a_streamed_run_has_full_batches_from_tars_and_allowed_pipes_only(tmp_pa
     assert [len(set(batch.key)) > 4 for batch in found] == [True] * 6
     assert {key.partition(":")[0] for batch in found for key in batch.key} == {"0.tar", "1.tar"}
     assert {bad.kind for batch in found for bad in batch.bad} == {"undecodable image"}
-    kept = random_patches(0, np.arange(16, 32), 16, 0.5)
+    kept = RandomPatches(0.5).kept(0, np.arange(16, 32), 4)
     assert np.array_equal(found[1].kept_bK.numpy(), kept)  # drawn by position, as ever
     nothing = StreamDataset(Stream(urls[2:]), SampleForm(image=IMAGE), TOKENIZER, plan)
     (error,) = stream_batches(nothing, first=0, last=16, num_workers=0)

@@ -6,6 +6,8 @@ from hypothesis import strategies as st
 from pretrain.data.loader import BatchPlan
 from pretrain.data.mixture import MAX_PERIOD, Mixture, shares_of
 from pretrain.data.order import SampleOrder, positions_of
+from pretrain.reduction.image import RandomPatches
+from pretrain.reduction.text import TextReduction, truncate
 
 sizes = st.lists(st.integers(0, 9), min_size=1, max_size=12).filter(sum)
 ranges = st.lists(st.tuples(st.integers(0, 300), st.integers(0, 300)), max_size=6)
@@ -23,7 +25,8 @@ def pairs(order: SampleOrder, positions: np.ndarray) -> list[tuple[int, int]]:
 def plan(rank: int, world: int, batch: int, skipped=()) -> BatchPlan:
     return BatchPlan(
         seed=0, global_batch_size=batch, rank=rank, world_size=world, window_shards=1,
-        num_patches=16, mask_ratio=0.0, skipped=tuple(skipped),
+        patch_rows=4, image_reduction=RandomPatches(0.0), text_reduction=TextReduction(truncate()),
+        skipped=tuple(skipped),
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from configs.errors import ConfigError
 from pretrain.build import with_tokenizer
 from pretrain.config import TokenizerConfig
 from pretrain.model.tokenizer import END_ID, Tokenizer, clean
-from pretrain.reduction.text import truncate
+from pretrain.reduction.text import cut_at_end
 
 SHARED = Path(__file__).resolve().parents[3] / "shared/data"
 LANGUAGES = """ein rotes Haus mit großen Fenstern|une école près de l’église
@@ -174,6 +174,6 @@ def test_a_section_takes_the_keys_of_its_kind_only():
 
 
 def test_truncation_by_hand():
-    got = truncate([[1, 5, 6, 9], [1, 5, 6, 7, 9], [9]], 4, pad_id=0, tail=[9])
+    got = cut_at_end([[1, 5, 6, 9], [1, 5, 6, 7, 9], [9]], 4, pad_id=0, tail=[9])
     assert np.array_equal(got, [[1, 5, 6, 9], [1, 5, 6, 9], [9, 0, 0, 0]])
     assert END_ID == 2

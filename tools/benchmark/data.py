@@ -37,7 +37,12 @@ from pretrain.data.loader import BatchDataset, BatchPlan, SampleForm
 from pretrain.data.order import SampleOrder
 from pretrain.data.reader import ShardReader
 from pretrain.model.tokenizer import Tokenizer
+<<<<<<< HEAD
 from pretrain.model.torchvision_ops import ensure_torchvision
+=======
+from pretrain.reduction.image import RandomPatches
+from pretrain.reduction.text import TextReduction, truncate
+>>>>>>> a64413b (Token reduction: grid and block of images; truncation, random, block, syntax and frequency of texts)
 from tools.benchmark.ratio import Ratio
 
 _SHARD = 1_000
@@ -46,6 +51,8 @@ _JUMP = """
 import time
 import numpy as np
 from pretrain.data.order import SampleOrder
+from pretrain.reduction.image import RandomPatches
+from pretrain.reduction.text import TextReduction, truncate
 sizes = np.full(100_000, 10_000)
 start = time.perf_counter()
 order = SampleOrder(sizes, seed=0, digest="d", window_shards=64)
@@ -174,8 +181,8 @@ def decode_ours(manifest: Manifest, pixels: int, samples: int) -> Callable[[], N
     """Whole batches of 64 as a worker makes them: read, decode, crop, tokenize."""
     image = ImageTransform(image_size=pixels, scale=_SCALE, max_image_pixels=10**8)
     plan = BatchPlan(
-        seed=0, global_batch_size=64, rank=0, world_size=1, window_shards=4, num_patches=196,
-        mask_ratio=0.0,
+        seed=0, global_batch_size=64, rank=0, world_size=1, window_shards=4, patch_rows=14,
+        image_reduction=RandomPatches(0.0), text_reduction=TextReduction(truncate()),
     )  # fmt: skip
     sources = Sources((Source(manifest, str(manifest.folder), 1.0),))
     dataset = BatchDataset(sources, SampleForm(image=image), Tokenizer.clip(77), plan)
