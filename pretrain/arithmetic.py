@@ -19,3 +19,15 @@ def describe(stage: Stage, data: Sources | Stream, world_size: int) -> str:
         f"{config.reduction.build()}; ZeRO stage {config.engine.zero_stage}, "
         f"{config.engine.precision}"
     )
+
+
+def describe_schedule(stage: Stage) -> str:
+    """Say how the learning rate of a stage goes."""
+    optimizer, batch = stage.config.optimizer, stage.batch
+    keys = optimizer.schedule.model_dump(exclude={"name"})
+    settings = f" ({', '.join(f'{key} {value:,}' for key, value in keys.items())})" if keys else ""
+    last = stage.learning_rate(stage.last_sample - batch)
+    return (
+        f"learning rate {optimizer.learning_rate:g} after {optimizer.warmup_samples / batch:,.1f} "
+        f"steps of warmup, then {optimizer.schedule.name}{settings}, {last:.3g} in the last step"
+    )

@@ -44,7 +44,7 @@ from pretrain.reduction.text import (
 from pretrain.stages import Stage, Stages
 from pretrain.teacher import Teacher
 
-TOKEN_COUNTS = "token_counts.npy"  # beside the tokenizer of a run
+_TOKEN_COUNTS = "token_counts.npy"  # beside the tokenizer of a run
 Batches = Iterator[Batch | PairmillError]
 
 
@@ -118,7 +118,11 @@ def _build_stage(
         engine = Engine(model, config, device)
         if before is not None:  # the counts are the run's; the norms of another stage are others
             engine.stability = before.engine.stability
-    dataset = build_dataset(config, data, tokenizer, model, rank=group.rank, world_size=group.size)
+    one_source = data.num_samples if isinstance(data, Sources) and len(data.sources) == 1 else None
+    ranks = {"rank": group.rank, "world_size": group.size}
+    dataset = build_dataset(
+        config, data, tokenizer, model, **ranks, skipped=stage.skipped(one_source)
+    )
     return Parts(stage, data, tokenizer, engine, config.total, group, dataset, teacher)
 
 
@@ -249,8 +253,8 @@ def build_text_reduction(config: PretrainConfig, tokenizer: Tokenizer) -> TextRe
     rank = tokenizer.speech_ranks() if "rank" in keys.needs else None
     removal = None
     if isinstance(keys, FrequencyKeys):
-        counts = np.load(Path(config.output) / "tokenizer" / TOKEN_COUNTS)
-        removal = removal_probabilities(counts, keys.threshold)
+        assert tokenizer.token_counts is not None, "counted where a stage asks for it"
+        removal = removal_probabilities(tokenizer.token_counts, keys.threshold)
     return TextReduction(keys, section.num_tokens, Vocabulary(rank, removal))
 
 
@@ -284,16 +288,18 @@ def run_tokenizer(
         if note.is_file() and json.loads(note.read_text(encoding="utf-8")) == made_from:
             return
         tokenizer = make_tokenizer(config.tokenizer, data, context_length)
-        counts = count_tokens(config, data, tokenizer) if counted else None
+        counts = count_tokens(config.tokenizer, data, tokenizer) if counted else None
         shutil.rmtree(folder, ignore_errors=True)
         with published_folder(folder) as temporary:
             tokenizer.save(temporary)
             if counts is not None:
-                np.save(temporary / TOKEN_COUNTS, counts)
+                np.save(temporary / _TOKEN_COUNTS, counts)
             (temporary / note.name).write_text(json.dumps(made_from, indent=2), encoding="utf-8")
 
     on_first_rank(make)
-    return Tokenizer.load(folder)
+    tokenizer = Tokenizer.load(folder)
+    tokenizer.token_counts = np.load(folder / _TOKEN_COUNTS) if counted else None
+    return tokenizer
 
 
 def make_tokenizer(
@@ -318,7 +324,7 @@ def make_tokenizer(
 
 
 def count_tokens(
-    config: PretrainConfig, data: Sources | Stream, tokenizer: Tokenizer
+    section: TokenizerConfig, data: Sources | Stream, tokenizer: Tokenizer
 ) -> npt.NDArray[np.int64]:
     """Count the tokens of the dataset's captions (tokenizer.num_captions of them)."""
     if not isinstance(data, Sources):
@@ -326,7 +332,7 @@ def count_tokens(
             "text_reduction frequency counts the captions of the index, which source: streaming "
             "has not; choose another reduction, or a manifest."
         )
-    return tokenizer.count(sample_captions(data, config.tokenizer.num_captions))
+    return tokenizer.count(sample_captions(data, section.num_captions))
 
 
 def sample_captions(data: Sources, num_captions: int) -> Iterator[str]:

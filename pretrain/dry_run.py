@@ -1,5 +1,5 @@
-"""Check a run before it is queued: configuration, dataset, batch arithmetic, model size, and
-whether data or model will be the limit.
+"""Check a run before it is queued: configuration, dataset, batch arithmetic, model size, memory,
+and whether data or model will be the limit. The model stands on torch's meta device.
 """
 
 from __future__ import annotations
@@ -8,13 +8,15 @@ import os
 
 import torch
 
-from pretrain.arithmetic import describe
+from pretrain.arithmetic import describe, describe_schedule
 from pretrain.build import build_model, check_batch, read_data, stage_model_config
 from pretrain.config import PretrainConfig
-from pretrain.stages import Stages
+from pretrain.data.dataset import Sources
+from pretrain.data.streaming import Stream
+from pretrain.estimate import memory, step_flops, towers
+from pretrain.model.clip import Json
+from pretrain.stages import Stage, Stages
 from pretrain.throughput import measure
-
-_BYTES_A_PARAMETER = 16  # fp32 weight and gradient, two AdamW moments
 
 
 def dry_run(config: PretrainConfig, *, seconds: float = 3.0) -> str:
@@ -24,33 +26,73 @@ def dry_run(config: PretrainConfig, *, seconds: float = 3.0) -> str:
     the model, run for some `seconds` each.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    check_batch(config, world_size)
-    data = read_data(config)
-    model_config = stage_model_config(config)
+    stages = Stages.of(config)
+    data = {stage.number: read_data(stage.config) for stage in stages.stages}
+    said = describe_run(config, data, world_size=world_size)
+    first = stages.stages[0].config
+    measured = measure(first, data[0], _model_config(first), seconds=seconds)
+    return "\n".join([*said, "throughput: " + measured.advice()])
+
+
+def describe_run(
+    config: PretrainConfig, data: dict[int, Sources | Stream], *, world_size: int
+) -> list[str]:
+    """Return the arithmetic, the sizes and the memory of every stage, a line each; `data` by stage.
+
+    Nothing is read or allocated. Raises ConfigError.
+    """
+    stages = Stages.of(config)
+    said = []
+    flops = 0
+    for stage in stages.stages:
+        check_batch(stage.config, world_size)
+        said.append(describe(stage, data[stage.number], world_size))
+        said += _sizes(stage, world_size)
+        said.append(describe_schedule(stage))
+        samples = stage.last_sample - stage.first_sample
+        flops += samples * step_flops(stage, _model_config(stage.config))
+    checkpoints = (stages.num_samples - 1) // config.intervals.checkpoint_samples
+    said.append(
+        f"in all {stages.num_steps:,} steps, {stages.num_samples:,} samples, {flops:.3g} FLOPs "
+        f"(three forward passes of both towers); {checkpoints + len(stages.stages):,} checkpoints; "
+        f"output {config.output}"
+    )
+    return said
+
+
+def _model_config(config: PretrainConfig) -> Json:
+    model = stage_model_config(config)
     if config.tokenizer.name == "words":  # not trained yet: it can have no more than this
-        model_config["text_cfg"]["vocab_size"] = config.tokenizer.vocab_size
-    vocabulary = model_config["text_cfg"]["vocab_size"]
+        model["text_cfg"]["vocab_size"] = config.tokenizer.vocab_size
+    return model
+
+
+def _sizes(stage: Stage, world_size: int) -> list[str]:
+    config = stage.config
+    model_config = _model_config(config)
     with torch.device("meta"):
         model = build_model(config, model_config, None)
     image = sum(p.numel() for p in model.clip.visual.parameters())
     total = sum(p.numel() for p in model.parameters())
     kept = config.reduction.build().num_kept(model.patch_rows)
-    warmup = config.optimizer.warmup_samples / config.global_batch_size
-    last = config.num_steps * config.global_batch_size
-    checkpoints = (last - 1) // config.intervals.checkpoint_samples
-    return "\n".join(
-        [
-            describe(Stages.of(config).stages[0], data, world_size),
-            f"model {config.model}: at most {total / 1e6:.2f} M parameters, {image / 1e6:.2f} M of "
-            f"them in the image tower (a vocabulary of up to {vocabulary:,}); "
-            f"{model.image_size} px, {kept} of {model.num_patches} patches kept, "
-            f"{model.context_length} text tokens",
-            f"memory: {total * _BYTES_A_PARAMETER / 2**20:,.0f} MiB for weights, gradients and "
-            "AdamW on one rank without ZeRO, activations not counted",
-            f"learning rate {config.optimizer.learning_rate:g} after {warmup:,.1f} steps of "
-            "warmup, "
-            f"then cosine to 0; {checkpoints:,} checkpoints before the last; output "
-            f"{config.output}",
-            "throughput: " + measure(config, data, model_config, seconds=seconds).advice(),
-        ]
+    image_tower, text_tower = towers(stage, model_config)
+    vocabulary = model.config["text_cfg"]["vocab_size"]
+    micro_batch = stage.batch // world_size
+    bytes_ = memory(
+        stage, model_config, num_parameters=total, world_size=world_size, micro_batch=micro_batch
     )
+    mib = {
+        name: f"{getattr(bytes_, name) / 2**20:,.0f}"
+        for name in ("total", "weights", "gradients", "optimizer", "activations")
+    }
+    return [
+        f"model {config.model}: at most {total / 1e6:.2f} M parameters, {image / 1e6:.2f} M of "
+        f"them in the image tower (a vocabulary of up to {vocabulary:,}); "
+        f"{model.image_size} px, {kept} of {model.num_patches} patches kept, "
+        f"{text_tower.tokens} of {model.context_length} text tokens; "
+        f"{(image_tower.flops + text_tower.flops) / 1e9:.3g} GFLOPs forward a sample",
+        f"memory: about {mib['total']} MiB on a rank: {mib['weights']} of weights, "
+        f"{mib['gradients']} of gradients, {mib['optimizer']} of AdamW's state, "
+        f"{mib['activations']} of activations for {micro_batch:,} samples at once (not counted: "
+        "communication buffers, kernels' workspaces, what the allocator loses)",
+    ]

@@ -25,6 +25,7 @@ class Stage:
     first_step: int
     first_sample: int
     keep_optimizer: bool
+    data_since: int  # samples seen when its data began: 0, or the start of a stage
 
     @property
     def batch(self) -> int:
@@ -49,6 +50,15 @@ class Stage:
     def samples_at(self, step: int) -> int:
         """Return the samples seen by the run after `step` finished steps, one of this stage."""
         return self.first_sample + (step - self.first_step) * self.batch
+
+    def skipped(self, num_samples: int | None) -> tuple[tuple[int, int], ...]:
+        """Return the positions left out so that a stage with data of its own, a dataset of
+        `num_samples`, starts an epoch of it; none where that is not known.
+        """
+        if not num_samples or self.data_since % num_samples == 0:
+            return ()
+        epochs = -(-self.data_since // num_samples)
+        return ((self.data_since, epochs * num_samples),)
 
     @cached_property
     def _schedule(self) -> Schedule:
@@ -78,13 +88,20 @@ class Stages:
     def of(cls, config: PretrainConfig) -> Stages:
         """Lay out the stages of a configuration."""
         if not config.stages:
-            return cls((Stage(0, "", config, 0, 0, False),))
+            return cls((Stage(0, "", config, 0, 0, False, 0),))
         stages: list[Stage] = []
         for number, section in enumerate(config.stages):
             step, sample = (stages[-1].last_step, stages[-1].last_sample) if stages else (0, 0)
             in_stage = config.in_stage(number)
+            since = sample
+            if stages and _places(stages[-1].config) == _places(in_stage):
+                since = stages[-1].data_since
             stages.append(
-                Stage(number, section.name, in_stage, step, sample, section.keep_optimizer)
+                Stage(
+                    *(number, section.name, in_stage, step, sample),
+                    keep_optimizer=section.keep_optimizer,
+                    data_since=since,
+                )
             )
         return cls(tuple(stages))
 
@@ -105,3 +122,8 @@ class Stages:
     def num_samples(self) -> int:
         """Samples seen at the end of the run."""
         return self.stages[-1].last_sample
+
+
+def _places(config: PretrainConfig) -> object:
+    data = config.data
+    return data.manifest, data.mixture, data.urls

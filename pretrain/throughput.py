@@ -17,6 +17,7 @@ from pretrain.build import (
     Batches,
     build_dataset,
     build_model,
+    count_tokens,
     make_tokenizer,
     open_batches,
     with_tokenizer,
@@ -82,13 +83,16 @@ def measure(
 
     Raises the PairmillError that making a batch ends with.
     """
-    section = config.tokenizer
-    if section.name == "words":
-        section = section.model_copy(update={"num_captions": _NUM_CAPTIONS})
+    few = min(_NUM_CAPTIONS, config.tokenizer.num_captions)
+    section = config.tokenizer.model_copy(update={"num_captions": few})
     tokenizer = make_tokenizer(section, data, model_config["text_cfg"]["context_length"])
+    if config.text_reduction.name == "frequency":
+        tokenizer.token_counts = count_tokens(section, data, tokenizer)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    with torch.random.fork_rng():
-        teacher = None if config.teacher is None else Teacher(config.teacher.checkpoint)
+    teacher, on_device = None, torch.cuda.is_available()
+    with torch.random.fork_rng(), torch.device("cpu" if on_device else "meta"):
+        if config.teacher is not None and on_device:
+            teacher = Teacher(config.teacher.checkpoint)
         model = build_model(config, with_tokenizer(model_config, tokenizer), teacher)
     dataset = build_dataset(config, data, tokenizer, model, rank=0, world_size=world_size)
     num_workers = config.data.num_workers
@@ -96,9 +100,7 @@ def measure(
     rate, batch = _rate_of_data(source, seconds, num_workers)
     return Throughput(
         data=rate,
-        model=_rate_of_model(config, model, teacher, batch, seconds)
-        if torch.cuda.is_available()
-        else None,
+        model=_rate_of_model(config, model, teacher, batch, seconds) if on_device else None,
         num_workers=num_workers,
         num_cores=len(os.sched_getaffinity(0)),
         ranks_a_node=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),

@@ -26,7 +26,7 @@ from pretrain.config.model import (
     TokenizerConfig,
     TowersConfig,
 )
-from pretrain.config.stage import STAGE_KEYS, StageConfig
+from pretrain.config.stage import KEPT_MAY_CHANGE, STAGE_KEYS, StageConfig
 from pretrain.config.training import (
     EngineConfig,
     IntervalConfig,
@@ -42,6 +42,10 @@ from pretrain.reduction.text import TextReductionSection, text_reductions
 
 def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, Mapping | Term) else value
+
+
+def _random_by_default(value: Any) -> Any:
+    return {"name": "random", **value} if isinstance(value, Mapping) else value
 
 
 def _truncate() -> TextReductionSection:
@@ -72,7 +76,9 @@ class PretrainConfig(Config):
     context_length: PositiveInt | None = Field(
         default=None, description="tokens of a text; null: the model's"
     )
-    reduction: Annotated[Variant, Tagged(image_reductions)] = Field(
+    reduction: Annotated[
+        Annotated[Variant, Tagged(image_reductions)], BeforeValidator(_random_by_default)
+    ] = Field(
         default_factory=lambda: image_reductions.section("random")(name="random"),
         description="which patches of each training image stay",
     )
@@ -136,6 +142,16 @@ class PretrainConfig(Config):
                 for problem in map(cls._detail, error.errors(include_url=False)):
                     place = ("stages", number, *problem.get("loc", ()))
                     problems.append({**problem, "loc": place})
+        for number in range(1, len(config.stages)) if not problems else ():
+            changed = config.changed_for_kept_optimizer(number)
+            if changed:
+                message = (
+                    f"keep_optimizer: {', '.join(changed)} changes in this stage, and AdamW's "
+                    "moments with it; leave keep_optimizer out (they start afresh)"
+                )
+                custom: Any = PydanticCustomError("stage_key", "{message}", {"message": message})
+                place = ("stages", number, "keep_optimizer")
+                problems.append({"type": custom, "loc": place, "input": True})
         if problems:
             raise ValidationError.from_exception_data(cls.__name__, problems)
         return config
@@ -150,6 +166,20 @@ class PretrainConfig(Config):
         changes = {key: stage.changes[key] for key in STAGE_KEYS if key in stage.changes}
         merged = merge(whole, {**changes, "samples": stage.samples}, is_section=False)
         return type(self).model_validate(merged)
+
+    def changed_for_kept_optimizer(self, number: int) -> list[str]:
+        """Return the keys that keep a stage from going on with the optimizer before it."""
+        if not self.stages[number].keep_optimizer:
+            return []
+        before, now = self.in_stage(number - 1), self.in_stage(number)
+        changed = [] if before.total.needs == now.total.needs else ["objective"]
+        stored, trees = before.model_dump(), now.model_dump()
+        for key in trees:
+            pairs = {key: (stored[key], trees[key])}
+            if key == "optimizer":
+                pairs = {f"{key}.{k}": (stored[key][k], v) for k, v in trees[key].items()}
+            changed += [k for k, (a, b) in pairs.items() if a != b and k not in KEPT_MAY_CHANGE]
+        return changed
 
     @model_validator(mode="after")
     def _budget_holds_a_batch(self) -> Self:

@@ -14,6 +14,11 @@ STAGE_KEYS = (
     "reduction", "text_reduction", "augmentation", "objective", "teacher", "logit", "towers",
     "optimizer", "engine", "stability", "data",
 )  # fmt: skip
+# What may change where AdamW's moments are kept: nothing that a moment belongs to.
+KEPT_MAY_CHANGE = {
+    "samples", "global_batch_size", "reduction", "text_reduction", "augmentation", "data",
+    "objective", "optimizer.learning_rate", "optimizer.warmup_samples", "optimizer.schedule",
+}  # fmt: skip
 
 
 class StageConfig(Config):

@@ -72,6 +72,8 @@ class Tokenizer:
         self.context_length = context_length
         self.vocab_size = backend.get_vocab_size()
         self.pad_id = pad_id
+        # How often each entry stands in the dataset's captions, where that was counted.
+        self.token_counts: npt.NDArray[np.int64] | None = None
         self._tail = _tail(backend)
         self._num_head = _num_head(backend)
         self.end_id = self._tail[0] if self._tail else None
@@ -186,7 +188,9 @@ class Tokenizer:
 
     def with_context(self, context_length: int) -> Tokenizer:
         """Return the same tokenizer for texts of another length."""
-        return Tokenizer(self._backend, context_length, pad_id=self.pad_id, is_clip=self.is_clip)
+        other = Tokenizer(self._backend, context_length, pad_id=self.pad_id, is_clip=self.is_clip)
+        other.token_counts = self.token_counts
+        return other
 
     def save(self, folder: Path) -> None:
         """Write tokenizer.json and what transformers needs; the caller publishes the folder."""

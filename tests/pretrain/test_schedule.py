@@ -111,9 +111,44 @@ def test_every_problem_of_every_stage_is_said_at_its_place():
         validate({**TREE, "stages": stages}, PretrainConfig, label="test")
     said = str(caught.value)
     assert "stages.0.seed: a stage cannot change this" in said
-    assert "stages.0.reduction.mask_ratoi: there is no such key, did you mean 'mask_ratio'" in said
+    assert (
+        "stages.0.reduction.random.mask_ratoi: there is no such key, did you mean 'mask_ratio'"
+        in said
+    )
     assert "stages.1.optimizer.schedule.name: got 'constan', did you mean 'constant'?" in said
     assert "stages.2: samples 5 is less than one global batch of 10" in said
+
+
+def test_a_kept_optimizer_refuses_a_stage_that_changes_what_its_moments_belong_to():
+    kept = {"name": "b", "samples": 50, "keep_optimizer": True}
+    fine = {
+        "global_batch_size": 25,
+        "reduction": {"mask_ratio": 0.0},
+        "objective": {"name": "clip"},
+    }
+    validate({**TREE, "stages": [TREE["stages"][0] | {"image_size": None, "context_length": None},
+                                 {**kept, **fine}]}, PretrainConfig, label="test")  # fmt: skip
+    wrong = {"image_size": 96, "optimizer": {"beta2": 0.9, "learning_rate": 1.0}}
+    with pytest.raises(ConfigError) as caught:
+        validate({**TREE, "stages": [TREE["stages"][0], {**kept, **wrong}]}, PretrainConfig,
+                 label="test")  # fmt: skip
+    assert "stages.1.keep_optimizer: " in str(caught.value)
+    assert "image_size, context_length, optimizer.beta2 changes in this stage" in str(caught.value)
+    with pytest.raises(ConfigError, match="the first stage has no optimizer to keep"):
+        validate({**TREE, "stages": [kept]}, PretrainConfig, label="test")
+
+
+def test_a_stage_with_data_of_its_own_starts_an_epoch_of_them():
+    stages = [TREE["stages"][0], {"name": "b", "samples": 50, "data": {"manifest": "other"}},
+              {"name": "c", "samples": 50, "data": {"manifest": "other"}}]  # fmt: skip
+    first, second, third = Stages.of(
+        validate({**TREE, "stages": stages}, PretrainConfig, label="test")
+    ).stages
+    assert (first.data_since, second.data_since, third.data_since) == (0, 140, 140)
+    assert second.skipped(100) == ((140, 200),)  # 140 samples seen; epoch 2 of 100 starts at 200
+    assert second.skipped(140) == ()
+    assert third.skipped(100) == second.skipped(100)  # and goes on in it
+    assert first.skipped(100) == second.skipped(None) == ()
 
 
 def test_a_budget_that_is_not_the_sum_of_the_stages_is_refused():

@@ -37,12 +37,9 @@ from pretrain.data.loader import BatchDataset, BatchPlan, SampleForm
 from pretrain.data.order import SampleOrder
 from pretrain.data.reader import ShardReader
 from pretrain.model.tokenizer import Tokenizer
-<<<<<<< HEAD
 from pretrain.model.torchvision_ops import ensure_torchvision
-=======
 from pretrain.reduction.image import RandomPatches
 from pretrain.reduction.text import TextReduction, truncate
->>>>>>> a64413b (Token reduction: grid and block of images; truncation, random, block, syntax and frequency of texts)
 from tools.benchmark.ratio import Ratio
 
 _SHARD = 1_000
