@@ -2,23 +2,42 @@
 
 from __future__ import annotations
 
+import os
+
 from pretrain.data.dataset import Sources
 from pretrain.data.streaming import Stream
 from pretrain.stages import Stage
 
 
+def local_batch(stage: Stage, world_size: int) -> tuple[int, int]:
+    """Return a rank's micro-batch and how many of them it accumulates a step."""
+    local = stage.batch // world_size
+    micro = min(stage.config.micro_batch_size or local, local)
+    return micro, -(-local // micro)
+
+
 def describe(stage: Stage, data: Sources | Stream, world_size: int) -> str:
-    """Say what a stage is: its batch, its steps, its passes over the data, its learning rate."""
+    """Say what a stage is: its batch, its steps, its passes over the data."""
     config, batch, steps = stage.config, stage.batch, stage.num_steps
-    ranks = "1 rank" if world_size == 1 else f"{world_size} ranks"
+    a_node = min(world_size, int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
+    micro, accumulated = local_batch(stage, world_size)
+    factors = [_count(world_size // a_node, "node")] if a_node < world_size else []
+    factors += [_count(a_node, "rank"), f"{micro:,} samples"]
+    factors += [f"{accumulated} micro-batches"] if accumulated > 1 else []
+    if batch != world_size * micro * accumulated:
+        factors[-1] += " (the last one smaller)"
     passes = f"{steps * batch / data.num_samples:.2f} passes over " if data.num_samples else "from "
     name = f"{config.name}, stage {stage.number + 1} {stage.name}" if stage.name else config.name
     return (
-        f"{name}: global batch {batch:,} = {ranks} x {batch // world_size:,} samples; "
+        f"{name}: global batch {batch:,} = {' x '.join(factors)}; "
         f"{steps:,} steps make {steps * batch:,} samples, {passes}{data.describe()}; "
         f"{config.reduction.build()}; ZeRO stage {config.engine.zero_stage}, "
         f"{config.engine.precision}"
     )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def describe_schedule(stage: Stage) -> str:

@@ -8,7 +8,7 @@ import os
 
 import torch
 
-from pretrain.arithmetic import describe, describe_schedule
+from pretrain.arithmetic import describe, describe_schedule, local_batch
 from pretrain.build import build_model, check_batch, read_data, stage_model_config
 from pretrain.config import PretrainConfig
 from pretrain.data.dataset import Sources
@@ -77,7 +77,7 @@ def _sizes(stage: Stage, world_size: int) -> list[str]:
     kept = config.reduction.build().num_kept(model.patch_rows)
     image_tower, text_tower = towers(stage, model_config)
     vocabulary = model.config["text_cfg"]["vocab_size"]
-    micro_batch = stage.batch // world_size
+    micro_batch, _ = local_batch(stage, world_size)
     bytes_ = memory(
         stage, model_config, num_parameters=total, world_size=world_size, micro_batch=micro_batch
     )

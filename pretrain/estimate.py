@@ -85,11 +85,14 @@ def memory(
     half = engine.precision != "fp32"
     size = 2 if half else 4
     shared = [world_size if engine.zero_stage >= needed else 1 for needed in (3, 2, 1)]
-    state = 8 + (4 if half else 0)
+    state = (8 if stage.config.optimizer.name == "adamw" else 0) + (4 if half else 0)
     weights, gradients, optimizer = (
         num_parameters * each // ranks
         for each, ranks in zip((size, size, state), shared, strict=True)
     )
-    kept = sum(t.layers * t.tokens * t.width * _KEPT_WIDTHS for t in towers(stage, model))
+    widths = 1 if engine.activation_checkpointing else _KEPT_WIDTHS  # the input of each block
+    kept = sum(t.layers * t.tokens * t.width * widths for t in towers(stage, model))
+    if engine.activation_checkpointing:  # and one block at a time again
+        kept += max(t.tokens * t.width * _KEPT_WIDTHS for t in towers(stage, model))
     logits = 2 * 4 * 2 * micro_batch * stage.batch  # two [b, B] matrices, fp32, with gradients
     return Memory(weights, gradients, optimizer, kept * size * micro_batch + logits)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from configs.load import SHIPPED, load_config
+from pretrain.arithmetic import describe, describe_schedule
 from pretrain.build import stage_model_config
 from pretrain.config import PretrainConfig
 from pretrain.data.streaming import Stream
@@ -143,6 +144,22 @@ def test_the_flop_formula_gives_the_published_profile(recipe, stage, image, text
     found = [tower.flops / 1e9 for tower in towers(laid, model)]
     assert found == pytest.approx([image, text], rel=0.012)
     assert step_flops(laid, model) == 3 * sum(t.flops for t in towers(laid, model))
+
+
+def test_the_batch_is_said_as_nodes_times_ranks_times_micro_batches(monkeypatch):
+    config = load("metaclip_b16_400m").model_copy(update={"micro_batch_size": 512})
+    stage = Stages.of(config).stages[0]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    said = describe(stage, Stream(("x.tar",)), world_size=16)
+    assert "global batch 32,768 = 2 nodes x 8 ranks x 512 samples x 4 micro-batches; " in said
+    assert "390,625 steps make 12,800,000,000 samples" in said
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    assert "= 16 ranks x 512 samples x 4 micro-batches" in describe(
+        stage, Stream(("x.tar",)), world_size=16
+    )
+    assert describe_schedule(stage).startswith(
+        "learning rate 0.0005 after 2,000.0 steps of warmup, then cosine"
+    )
 
 
 def test_zero_divides_its_share_of_the_memory_among_the_ranks():
