@@ -1,12 +1,12 @@
 """The command: help that teaches, exit codes, errors in one paragraph."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from configs.load import SHIPPED, load_config
+from tests import warm
 from tools.cli import COMMANDS, build_parser, main
 
 SHIPPED_CONFIGS = sorted(
@@ -17,8 +17,7 @@ SHIPPED_CONFIGS = sorted(
 
 
 def pairmill(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tools.cli", *words]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
+    return warm.run("tools.cli", list(words), cwd=cwd)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
