@@ -11,6 +11,9 @@ complete, so whatever is made of them must not depend on their order.
 from __future__ import annotations
 
 import os
+import socket
+import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
@@ -26,6 +29,9 @@ from curation.task import Failed, run_task
 # Nothing large passes through the object store; Ray would take a third of the memory for it.
 _OBJECT_STORE_BYTES = 100 * 1024 * 1024
 _MAX_RETRIES = 3
+# Set by slurm/curate.sbatch: the nodes of a cluster that is being started beside this driver.
+_NODES = "PAIRMILL_RAY_NODES"
+_NODES_SECONDS = 180.0
 
 
 class Counted(Protocol):
@@ -37,6 +43,32 @@ class Counted(Protocol):
 
 Task = TypeVar("Task")
 Result = TypeVar("Result", bound=Counted)
+
+
+def _await_head(address: str) -> None:
+    """Wait until a head listens at HOST:PORT; ConnectionError where none does in time."""
+    host, _, port = address.rpartition(":")
+    deadline = time.monotonic() + _NODES_SECONDS
+    while True:
+        try:
+            with socket.create_connection((host, int(port)), timeout=5):
+                return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise ConnectionError(f"no head in {_NODES_SECONDS:.0f} s: {error}") from None
+            time.sleep(0.2)
+
+
+def _await_nodes(expected: int) -> None:
+    """Wait for all nodes; go on without those that do not come, and say so."""
+    deadline = time.monotonic() + _NODES_SECONDS
+    while True:
+        alive = sum(node["Alive"] for node in ray.nodes())
+        if alive >= expected or time.monotonic() > deadline:
+            break
+        time.sleep(0.2)
+    late = "" if alive >= expected else f"; the others did not join in {_NODES_SECONDS:.0f} s"
+    print(f"Ray: {alive} of {expected} nodes{late}", file=sys.stderr, flush=True)
 
 
 class Engine:
@@ -64,8 +96,13 @@ class Engine:
                 "num_cpus": self._config.num_workers,
                 "object_store_memory": _OBJECT_STORE_BYTES,
             }
+        expected = int(os.environ.get(_NODES, "0")) if address != "local" else 0
         try:
+            if expected:
+                _await_head(address)
             ray.init(address=address, **quiet)
+            if expected:
+                _await_nodes(expected)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise DataError(
                 f"Ray cannot be started or joined at {address!r}: {error}. Set engine.address or "

@@ -46,6 +46,13 @@ def start_processes(num_threads: int | None) -> torch.device:
             f"the launcher's environment is half set: {', '.join(found)} are there, "
             f"{', '.join(missing)} are not. Start with torchrun, or unset them for one process."
         )
+    num_tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if not found and num_tasks != "1":
+        raise UsageError(
+            f"this is one of {num_tasks} tasks of a Slurm step, and none of "
+            f"{', '.join(_LAUNCHER_VARIABLES)} is set: each would train a model of its own. Use "
+            "slurm/pretrain.sbatch, or a launcher in each task (docs/slurm.md)."
+        )
     if not found:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))

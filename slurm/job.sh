@@ -76,10 +76,13 @@ hand_on() { # SIGNAL FOR_THE_STEPS
     for step in ${steps[@]+"${steps[@]}"}; do kill -s "$2" "$step" 2>/dev/null; done
 }
 
+# shellcheck disable=SC2034 # checked: for the script
 preflight() { # MODULE CONFIG...
+    checked=''
     [[ ${PAIRMILL_PREFLIGHT:-on} != off ]] || return 0
     run -m slurm.preflight --import="$1" "${@:2}"
     ((code == 0)) || [[ -n $asked ]] || end 1 "failed in preflight"
+    checked=yes
 }
 
 end() { # EXIT_CODE WHAT HAPPENED

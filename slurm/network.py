@@ -10,14 +10,21 @@ import struct
 _SIOCGIFADDR = 0x8915  # linux/sockios.h
 
 
-def interface_towards(address: str) -> str | None:
-    """Return the name of the IPv4 interface that packets to `address` leave by; None if unknown."""
+def own_address_towards(address: str) -> str | None:
+    """Return this node's IPv4 address that packets to `address` come from; None if unknown."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect((address, 9))  # sends nothing
-            own = probe.getsockname()[0]
+            own: str = probe.getsockname()[0]
         except OSError:
             return None
+    return own
+
+
+def interface_towards(address: str) -> str | None:
+    """Return the name of the interface that packets to `address` leave by; None if unknown."""
+    own = own_address_towards(address)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():
             request = struct.pack("256s", name.encode()[:15])
             try:

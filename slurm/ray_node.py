@@ -1,4 +1,4 @@
-"""Ray's head or a worker on one node, in the foreground: ends on SIGTERM and leaves nothing.
+"""Ray's head or a worker on one node, in the foreground; ends on SIGUSR1 or SIGTERM.
 
     srun ... python -m slurm.ray_node head      # on the node that RAY_ADDRESS names
     srun ... python -m slurm.ray_node worker    # on the others
@@ -19,9 +19,13 @@ import tempfile
 import time
 from types import FrameType
 
+from slurm.network import own_address_towards
+
 # Nothing large passes through the object store (curation/engine.py).
 _OBJECT_STORE_BYTES = 200 * 1024 * 1024
 _PATIENCE_SECONDS = 120
+_TRIES = 3  # Ray gives itself 30 seconds to start, which a busy node or a slow disk can take
+_STARTING_SECONDS = 60
 
 
 def await_port(address: str, port: int) -> None:
@@ -38,13 +42,19 @@ def await_port(address: str, port: int) -> None:
 
 
 def command(role: str, address: str, port: int, num_cpus: int, temp_folder: str) -> list[str]:
-    """Return the command line of `ray start` for a role."""
+    """Return the command line of `ray start` for a role.
+
+    Ray would look for a node's own address by way of the internet or the host name, and without
+    either take the loopback, at which no other node finds it.
+    """
     words = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block"]
     if role == "head":
-        words += ["--head", f"--node-ip-address={address}", f"--port={port}"]
-        words += ["--include-dashboard=false"]
+        words += ["--head", f"--port={port}", "--include-dashboard=false"]
+        own: str | None = address
     else:
         words += [f"--address={address}:{port}"]
+        own = own_address_towards(address)
+    words += [f"--node-ip-address={own}"] if own else []
     return [
         *words,
         f"--num-cpus={num_cpus}",
@@ -55,7 +65,7 @@ def command(role: str, address: str, port: int, num_cpus: int, temp_folder: str)
 
 
 def main() -> int:
-    """Run Ray until it ends or SIGTERM comes."""
+    """Run Ray until it ends or is asked to."""
     (role,) = sys.argv[1:]
     address, _, port = os.environ["RAY_ADDRESS"].partition(":")
     num_cpus = int(os.environ.get("SLURM_CPUS_PER_TASK", "1"))
@@ -65,21 +75,25 @@ def main() -> int:
     # `ray start` connects to what RAY_ADDRESS names; the head is yet to be there.
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     ray: list[subprocess.Popen[bytes]] = []
+    asked: list[int] = []
 
     def hand_on(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
         for process in ray:
             process.terminate()
 
-    signal.signal(signal.SIGTERM, hand_on)
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, hand_on)
+    words = command(role, address, int(port), num_cpus, temp_folder)
     try:
-        ray.append(
-            subprocess.Popen(
-                command(role, address, int(port), num_cpus, temp_folder),
-                env=environment,
-                stdout=subprocess.DEVNULL,  # a page of advice on how to connect
-            )
-        )
-        return ray[0].wait()
+        for _ in range(_TRIES):
+            started = time.monotonic()
+            # Its standard output is a page of advice on how to connect.
+            ray.append(subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL))
+            code = ray[-1].wait()
+            if asked or code == 0 or time.monotonic() - started > _STARTING_SECONDS:
+                break
+        return code
     finally:
         shutil.rmtree(temp_folder, ignore_errors=True)
 

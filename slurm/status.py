@@ -38,7 +38,8 @@ class State:
 def records(run: Path) -> list[tuple[Path, dict[str, Any]]]:
     """Return the jobs submitted for a run or a chain, oldest first: (record, submit.json)."""
     found: list[tuple[Path, dict[str, Any]]] = []
-    for file in sorted((run / RECORDS).glob("*/submit.json")):
+    homes = [run, run.with_name(f"{run.name}.work")]  # a dataset's records are in its work folder
+    for file in sorted(f for home in homes for f in (home / RECORDS).glob("*/submit.json")):
         submitted = json.loads(file.read_text(encoding="utf-8"))
         if "stages" in submitted:
             stages = [Path(stage) for stage in submitted["stages"]]
@@ -154,7 +155,7 @@ def describe(run: Path) -> str:
         lines.append(f"{submitted['kind']} {submitted['job']}: {record}")
         if last:
             lines.append(f"  {last[0]} start {last[2]}: {last[3]}")
-        lines += [f"  {line}" for line in _progress(Path(submitted["run"]), submitted["kind"])]
+        lines += [f"  {line}" for line in _progress(Path(submitted["output"]), submitted["kind"])]
     return "\n".join(lines)
 
 

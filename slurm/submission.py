@@ -1,11 +1,13 @@
 """One job as sbatch gets it: the command line, its environment, and what is kept of it.
 
-RUN/slurm/pretrain-0001/
-    submit.json     the command, sbatch's line and variables, git revision, versions, the job
-    config.yaml     the resolved configuration, which is what the job runs
-    setup.sh        the site's lines of shell
-    events          a line for each start, requeue and end, written by the job
-    pretrain-17.log what it printed, all starts together
+What is kept, in the run's folder (of a curation: in DATASET.work):
+
+    slurm/pretrain-0001/
+        submit.json     the command, sbatch's line and variables, git revision, versions, the job
+        config.yaml     the resolved configuration, which is what the job runs
+        setup.sh        the site's lines of shell
+        events          a line for each start, requeue and end, written by the job
+        pretrain-17.log what it printed, all starts together
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ class Submission:
     """A job to submit. `words` are the script's, but for the configuration, which is recorded."""
 
     kind: Kind
-    run: Path  # the job's own output folder
+    output: Path  # what the job makes
+    home: Path  # the folder whose slurm/ holds its records: of the run, of curation's work
     config: str  # resolved, as YAML
     checkpoints: tuple[str, ...] = ()  # before the configuration (evaluate)
     flags: tuple[str, ...] = ()  # of sbatch, after the site's
@@ -49,7 +52,7 @@ class Submission:
 
     def record(self) -> Path:
         """Return the folder of the job's record, which is not there yet."""
-        return next_record(self.run, self.kind)
+        return next_record(self.home, self.kind)
 
     def variables(self, record: Path, python: str) -> dict[str, str]:
         """Return the variables that the job gets beside those of the shell that submits."""
@@ -93,9 +96,9 @@ class Submission:
         return num_nodes * max(1, each)
 
 
-def next_record(run: Path, kind: str) -> Path:
-    """Return the folder of the next record: RUN/slurm/KIND-0001, ..."""
-    folder = run.absolute() / RECORDS
+def next_record(home: Path, kind: str) -> Path:
+    """Return the folder of the next record: HOME/slurm/KIND-0001, ..."""
+    folder = home.absolute() / RECORDS
     taken = [path.name.rpartition("-")[2] for path in folder.glob(f"{kind}-[0-9][0-9][0-9][0-9]")]
     return folder / f"{kind}-{max(map(int, taken), default=0) + 1:04d}"
 
@@ -151,7 +154,7 @@ def submit(
         {
             "job": job,
             "kind": submission.kind,
-            "run": str(submission.run.absolute()),
+            "output": str(submission.output.absolute()),
             "typed": list(typed),
             "sbatch": command,
             "variables": variables,

@@ -8,7 +8,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent
 LONGEST_FIRST = (
+    "slurm/test_pretraining.py",
     "test_chain.py",
+    "slurm/test_pipeline.py",
+    "slurm/test_curation.py",
     "pretrain/test_train.py",
     "curation/test_reruns.py",
     "curation/test_faults.py",

@@ -35,7 +35,7 @@ def installed(tmp_path_factory) -> Path:
     run(uv, "build", "--quiet", "--wheel", "--out-dir", str(folder), str(ROOT), cwd=folder)
     (wheel,) = folder.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert "configs/demo/curate.yaml" in names
+    assert {"configs/demo/curate.yaml", "slurm/pretrain.sbatch", "slurm/job.sh"} <= set(names)
     assert not [name for name in names if name.startswith(("tests/", "docs/"))]
     run(uv, "venv", "--quiet", "--python", sys.executable, str(folder / "venv"), cwd=folder)
     python = folder / "venv/bin/python"

@@ -188,12 +188,14 @@ class Cluster:
         self.until(is_finished, f"end of job {number}", timeout)
         return self.job(number)
 
-    def release(self, number: str) -> None:
-        """Let a requeued job start now, not after Slurm's two minutes."""
+    def release(self, number: str) -> bool:
+        """Let a requeued job start now, not after Slurm's two minutes; whether it was waiting."""
         job = self.job(number)
-        if job.state == "PENDING" and job.reason == "BeginTime":
-            time.sleep(2)  # slurmd still removes what the start before left
-            self.run("scontrol", "update", f"JobId={number}", "StartTime=now")
+        if job.state != "PENDING" or job.reason != "BeginTime":
+            return False
+        time.sleep(2)  # slurmd still removes what the start before left
+        self.run("scontrol", "update", f"JobId={number}", "StartTime=now")
+        return True
 
     def processes(self, number: str, **variables: str) -> list[int]:
         """Return the process ids (of this machine) of a job's Python with these variables."""

@@ -22,6 +22,7 @@ VARIABLES = {
     "PYTHONWARNINGS": "ignore",
     "OMP_NUM_THREADS": "1",
     "TMPDIR": "/mnt",
+    "RAY_worker_niceness": "0",  # Ray's 15 would starve its workers beside another test
 }
 
 

@@ -81,29 +81,30 @@ def build(
     from configs.load import to_yaml
     from slurm.submission import Submission
 
-    config, run_folder = _load(kind, names, overrides)
-    return Submission(kind, run_folder, to_yaml(config), tuple(names[:-1]), tuple(flags), site)
+    config, output, home = _load(kind, names, overrides)
+    return Submission(kind, output, home, to_yaml(config), tuple(names[:-1]), tuple(flags), site)
 
 
-def _load(kind: Kind, names: Sequence[str], overrides: Sequence[str]) -> tuple[Config, Path]:
+def _load(kind: Kind, names: Sequence[str], overrides: Sequence[str]) -> tuple[Config, Path, Path]:
+    """Return the configuration, what the job makes, and the folder whose slurm/ records it."""
     from configs.load import load_config
 
     if kind == "curate":
         from curation.config import CurateConfig
 
         curation = load_config(names[-1], CurateConfig, overrides)
-        return curation, Path(curation.output)
+        return curation, curation.output_dir, curation.work_dir
     if kind == "pretrain":
         from pretrain.config import PretrainConfig
 
         training = load_config(names[-1], PretrainConfig, overrides)
-        return training, Path(training.output)
+        return training, Path(training.output), Path(training.output)
     from evaluation.config import EvaluateConfig
 
     if len(names) < 2:
         raise UsageError("expected CHECKPOINT... CONFIG, got one of them.")
     evaluation = load_config(names[-1], EvaluateConfig, overrides)
-    return evaluation, evaluation.output_folder
+    return evaluation, evaluation.output_folder, evaluation.output_folder
 
 
 def check(submission: Submission, words: Sequence[str]) -> None:
@@ -181,7 +182,7 @@ def _pipeline(
     for kind, stage in config.stages:
         checkpoints = list(getattr(stage, "checkpoints", ()))
         if kind == "evaluate" and not checkpoints:
-            checkpoints = [str(submissions[-1].run)]
+            checkpoints = [str(submissions[-1].output)]
         names = [*checkpoints, stage.config]
         all_flags = [*flag_words(stage.sbatch), *flags]
         submission = build(kind, names, stage.overrides, all_flags, site)
@@ -213,13 +214,13 @@ def _check_link(submission: Submission, before: Sequence[Submission]) -> None:
     else:
         data = yaml.safe_load(submission.config)["data"]
         reads = [data.get("manifest"), *(part["manifest"] for part in data.get("mixture", ()))]
-    made = [one.run.absolute() for one in before]
+    made = [one.output.absolute() for one in before]
     for path in (Path(str(read)) for read in reads if read and "://" not in str(read)):
         is_made = any(path.absolute().is_relative_to(folder) for folder in made)
         if not is_made and not path.exists():
             raise UsageError(
                 f"{submission.kind} reads {path}, which is not there and which no stage before "
-                f"it writes; they write {', '.join(str(one.run) for one in before)}."
+                f"it writes; they write {', '.join(str(one.output) for one in before)}."
             )
     print(
         f"submit: {submission.kind} reads what the chain has yet to write; its configuration was "
