@@ -97,4 +97,5 @@ end_to_go_on() { # WHAT HAPPENED
     ((start <= max_requeues)) || end 75 "$*; not requeued, as all PAIRMILL_MAX_REQUEUES=$max_requeues are used up: the same line goes on"
     note "$*; requeued"
     scontrol requeue "$SLURM_JOB_ID" || end 75 "scontrol could not requeue it: the same line goes on"
+    exit 0 # Slurm ends this script anyway
 }

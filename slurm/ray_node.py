@@ -93,7 +93,7 @@ def main() -> int:
             code = ray[-1].wait()
             if asked or code == 0 or time.monotonic() - started > _STARTING_SECONDS:
                 break
-        return code
+        return 0 if asked else code
     finally:
         shutil.rmtree(temp_folder, ignore_errors=True)
 

@@ -7,7 +7,7 @@
 # The login host `lg` (10.77.0.254, slurmctld, munged) and the nodes n1, n2, ... (10.77.0.1, ..., slurmd), each
 # with its own network, host name, mounts and process numbers. A node can resolve no other node's name, as on
 # many sites. /mnt is a node's own scratch folder. Commands come as lines on standard input:
-# `start n2`; `cut n2` pulls the node's cable and its power.
+# `start n2`; `crash n2` ends all its processes; `cut n2` pulls its cable first, so that nobody is told.
 set -eu
 folder=$1 num_nodes=$2
 net=10.77.0
@@ -28,6 +28,10 @@ start() {
 
 cut() {
     ip -n "$1" link set eth0 down
+    crash "$1"
+}
+
+crash() {
     kill -KILL "${machine[$1]}"
     wait "${machine[$1]}" 2>/dev/null || true
 }
