@@ -22,6 +22,8 @@ UInt64Array = npt.NDArray[np.uint64]
 _BITS = 16
 _DIGITS_A_WORD = 64 // _BITS
 _MAX_COLLECTED = 1 << 16
+# A candidate as the driver keeps it: its key and both halves of its uid.
+_CANDIDATE = np.dtype([("key", "<u8"), ("high", "<u8"), ("low", "<u8")])
 
 
 class Keys(NamedTuple):
@@ -101,14 +103,16 @@ def _count_digits(part: ShardPart, step: _Step) -> tuple[str, list[int], list[in
     return found.group, values.tolist(), counts.tolist()
 
 
-def _collect(part: ShardPart, step: _Step) -> tuple[str, list[tuple[int, str]]]:
+def _collect(part: ShardPart, step: _Step) -> tuple[str, npt.NDArray[np.void]]:
     found = step.keys_of(part)
     if found.group not in step.groups or not len(found.keys):
-        return found.group, []
-    rows = np.flatnonzero(_inside(_words(found), step.groups[found.group].digits))
-    uids = found.uids.take(pa.array(rows)).to_pylist()
-    pairs = zip(found.keys[rows].tolist(), uids, strict=True)
-    return found.group, [(key, uid.hex()) for key, uid in pairs]
+        return found.group, np.zeros(0, _CANDIDATE)
+    words = _words(found)
+    inside = _inside(words, step.groups[found.group].digits)
+    candidates = np.zeros(int(inside.sum()), _CANDIDATE)
+    for name, word in zip(_CANDIDATE.names or (), words, strict=True):
+        candidates[name] = word[inside]
+    return found.group, candidates
 
 
 def select_smallest(
@@ -133,14 +137,21 @@ def select_smallest(
             if values:
                 bins[group][values] += counts
         still |= {name: _narrow(group, bins[name]) for name, group in large.items()}
-    candidates: dict[str, list[tuple[int, str]]] = {name: [] for name in still}
+    candidates = {name: bytearray() for name in still}
     if still:
-        for _, (group, pairs) in pool.map(
+        for _, (group, some) in pool.map(
             _collect, _Step(keys_of, still), step="find the threshold"
         ):
-            if pairs:
-                candidates[group] += pairs
-    return {name: Bound(*sorted(candidates[name])[still[name].k - 1]) for name in still}
+            if len(some):
+                candidates[group] += some.tobytes()
+    return {name: _smallest(candidates[name], group.k) for name, group in still.items()}
+
+
+def _smallest(candidates: bytearray, k: int) -> Bound:
+    """Return the k-th of the candidates, from 1."""
+    found = np.frombuffer(candidates, _CANDIDATE)
+    key, high, low = found[np.lexsort((found["low"], found["high"], found["key"]))[k - 1]].tolist()
+    return Bound(key, f"{high:016x}{low:016x}")
 
 
 def _narrow(group: _Open, counts: npt.NDArray[np.int64]) -> _Open:
