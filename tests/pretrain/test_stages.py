@@ -16,12 +16,13 @@ from tests.pretrain.test_train import equal, rows, weights, write_config
 
 pytestmark = [pytest.mark.distributed, pytest.mark.filterwarnings("ignore")]
 
-# 3 steps at 8 px and 5 tokens, 3 at 16 px with half of the patches, 2 with a smaller batch, all
-# patches and another objective, 2 more with AdamW's moments kept.
+# 3 steps at 8 px and 5 tokens, the rare ones, 3 at 16 px with half of the patches and 5 of 8 token
+# positions, 2 with a smaller batch, all patches and another objective, 2 more with AdamW's moments
+# kept.
 STAGES = [
     {"name": "small", "samples": 48, "image_size": 8, "context_length": 5,
-     "reduction": {"mask_ratio": 0.0}},
-    {"name": "large", "samples": 48,
+     "reduction": {"mask_ratio": 0.0}, "text_reduction": {"name": "frequency"}},
+    {"name": "large", "samples": 48, "text_reduction": {"name": "random", "num_tokens": 5},
      "optimizer": {"learning_rate": 0.001, "schedule": {"name": "constant"}}},
     {"name": "tune", "samples": 16, "global_batch_size": 8, "reduction": {"mask_ratio": 0.0},
      "objective": {"name": "siglip"}, "augmentation": {"flip": True}},
@@ -52,6 +53,10 @@ def test_a_run_stopped_in_each_stage_and_at_each_boundary_equals_the_uninterrupt
     assert found[3]["learning_rate"] == 0.001 * 16 / 32  # each stage warms up anew
     assert "test, stage 3 tune: global batch 8 = " in said
     folders = sorted((tmp_path / "b/checkpoints").glob("samples-*"))
+    counts = np.load(tmp_path / "a/tokenizer/token_counts.npy")
+    vocabulary = json.loads((tmp_path / "a/tokenizer/tokenizer.json").read_text())["model"]["vocab"]
+    assert counts[vocabulary["square"]] == counts[vocabulary["a"]] == 96  # once a caption
+    assert counts[vocabulary["<end>"]] == 0
     assert {48, 96, 112, 128} <= {read_record(folder).samples_seen for folder in folders}
     small, large = (tmp_path / f"b/checkpoints/samples-{n:012d}" for n in (48, 128))
     for folder, size, length in ((small, 8, 5), (large, 16, 8)):
