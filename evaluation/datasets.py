@@ -9,7 +9,7 @@ from configs.errors import DataError
 from evaluation import remote
 from evaluation.config import DatasetConfig, EvaluateConfig
 from evaluation.dataset import EvaluationDataset
-from evaluation.description import load_description
+from evaluation.description import images_are_there, load_description
 from evaluation.layout import load_folder
 
 
@@ -43,10 +43,12 @@ def load_dataset(
 
 
 def is_there(place: str) -> bool:
-    """Whether anything stands at a dataset's place."""
+    """Whether a dataset stands at its place: its images, where it is a description."""
     if remote.is_remote(place):
         return remote.exists(f"{place.rstrip('/')}/test/nshards.txt")
     path = Path(place)
+    if path.suffix in (".yaml", ".yml"):
+        return path.is_file() and images_are_there(path)
     return path.is_file() or (path / "test" / "nshards.txt").is_file()
 
 
@@ -58,7 +60,7 @@ def load_datasets(
     for section in config.datasets:
         place = config.place(section)
         if config.absent == "report" and not is_there(place):
-            absent.append(Absent(section, f"nothing at {place}"))
+            absent.append(Absent(section, f"no images at {place}"))
             continue
         found.append((section, load_dataset(section, place, config.cache)))
     return found, absent

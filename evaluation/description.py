@@ -1,8 +1,9 @@
 """A dataset as a YAML file: where images, labels, captions, groups and prompts are.
 
     task: zero_shot                       # retrieval, selection, association
-    images: [train.tar]                   # tars, or tables (.jsonl, .csv) with a column `image`
-    labels: cls                           # a value: see below
+    images: [train.tar]                   # tars (also *.tar), or tables (.jsonl, .csv) with `image`
+    labels: cls                           # a value: see below; or several, the first that is there
+    other_labels: error                   # leave_out: images whose label is none of the classes
     classes: classes.json                 # a list here, a JSON list, or a file with one a line
     captions: [txt, json:description]     # several values, or values that are lists
     groups: {region: json:region}
@@ -23,9 +24,11 @@ An association dataset has a row for each image of an instance: `captions` gives
 from __future__ import annotations
 
 import csv
+import glob
 import hashlib
 import io
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -84,7 +87,8 @@ class DescriptionConfig(Config):
     images: tuple[str, ...] = ()
     splits: dict[Literal["train", "val", "test"], tuple[str, ...]] = Field(default_factory=dict)
     split: SplitConfig | None = None
-    labels: str | None = None
+    labels: str | tuple[str, ...] | None = None
+    other_labels: Literal["error", "leave_out"] = "error"
     classes: tuple[str, ...] | str | None = None
     classes_key: str | None = None
     captions: tuple[str, ...] = ()
@@ -144,6 +148,9 @@ class _Reader:
             return remote.fetch_file(name, self.cache)
         return self.path.parent / name
 
+    def _files(self, names: Sequence[str]) -> list[Path]:
+        return [path for name in names for path in matching(self.path, name) or [self._file(name)]]
+
     def classes(self) -> tuple[str, ...]:
         config = self.config
         if config.classes is None or not isinstance(config.classes, str):
@@ -189,13 +196,14 @@ class _Reader:
             names = self._assigned(self._pool)
             records = [r for r, name in zip(self._pool, names, strict=True) if name == split]
             files = self.config.images
+        if self.config.other_labels == "leave_out":
+            records = self._of_classes(split, records)
         if not records:
             raise DataError(f"{self.path}: the {split} split holds no image.")
-        return self._part(split, records, [self._file(name) for name in files])
+        return self._part(split, records, self._files(files))
 
     def _records(self, names: Sequence[str]) -> Iterator[Record]:
-        for name in names:
-            path = self._file(name)
+        for path in self._files(names):
             if not path.is_file():
                 raise DataError(f"{self.path}: there is no file {path}; expected a tar or a table.")
             if path.suffix == ".tar":
@@ -208,6 +216,18 @@ class _Reader:
                     yield Record(sample.key, sample.images[0], sample, {})
             else:
                 yield from _table(path)
+
+    def _of_classes(self, split: str, records: Sequence[Record]) -> list[Record]:
+        """Return the records whose label is one of the classes; say how many are left out."""
+        label_of = self._label_of()
+        kept = [record for record in records if label_of(record)[0] is not None]
+        if len(kept) < len(records):
+            print(
+                f"{self.path}: {split}: {len(records) - len(kept):,} of {len(records):,} images "
+                "have a label that is none of the classes; left out",
+                file=sys.stderr,
+            )
+        return kept
 
     def _assigned(self, pool: Sequence[Record]) -> list[str]:
         split = self.config.split
@@ -260,21 +280,59 @@ class _Reader:
             images_digest_of=lambda: _images_digest(records, files),
         )
 
-    def _labels(self, records: Sequence[Record]) -> IntArray:
+    def _label_of(self) -> Callable[[Record], tuple[int | None, str]]:
+        """Return a function from a record to its label, None where it is no class, and the text."""
         classes = ("0", "1") if self.config.task == "association" else self.classes()
         position = {name: label for label, name in reversed(list(enumerate(classes)))}
-        labels_n = np.empty(len(records), dtype=np.int64)
-        for i, record in enumerate(records):
-            text = str(record.value(self.config.labels or "cls")).strip()
+        given = self.config.labels or "cls"
+        references = (given,) if isinstance(given, str) else given
+
+        def label_of(record: Record) -> tuple[int | None, str]:
+            values = (record.value(reference) for reference in references)
+            text = str(next((value for value in values if value is not None), None)).strip()
             label = number(text)
             label = position.get(text) if label is None else label
-            if label is None or label >= len(classes):
+            return (None if label is None or label >= len(classes) else label), text
+
+        return label_of
+
+    def _labels(self, records: Sequence[Record]) -> IntArray:
+        label_of = self._label_of()
+        labels_n = np.empty(len(records), dtype=np.int64)
+        for i, record in enumerate(records):
+            label, text = label_of(record)
+            if label is None:
                 raise DataError(
                     f"{self.path}: {record.key} has the label {text[:40]!r}; expected a class name "
-                    f"or a number from 0 to {len(classes) - 1}."
+                    "or its number (or other_labels: leave_out)."
                 )
             labels_n[i] = label
         return labels_n
+
+
+def matching(description: Path, pattern: str) -> list[Path]:
+    """Return the files of a pattern with a `*` beside a description; none where it has no star."""
+    if "*" not in pattern or remote.is_remote(pattern):
+        return []
+    return sorted(Path(found) for found in glob.glob(str(description.parent / pattern)))
+
+
+def images_are_there(description: Path) -> bool:
+    """Whether the local files of a description's images are there; it is not read further."""
+    try:
+        tree = yaml.safe_load(description.read_text(encoding="utf-8"))
+        names = [
+            *tree.get("images", ()),
+            *(n for own in tree.get("splits", {}).values() for n in own),
+        ]
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, AttributeError, TypeError):
+        return True  # loading it will say what is wrong
+    return all(
+        remote.is_remote(name)
+        or matching(description, name)
+        or (description.parent / name).exists()
+        for name in map(str, names)
+    )
 
 
 def _digest(split: str, part: Part, records: Sequence[Record], files: Sequence[Path]) -> str:

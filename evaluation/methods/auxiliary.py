@@ -1,8 +1,9 @@
-"""Features of a second encoder, for AMU-Tuning: a timm model, another checkpoint, or files.
+"""Features of a second encoder, for AMU-Tuning: a timm model, another checkpoint, files, pixels.
 
 timm:NAME              a timm model with its pretrained weights and its own preprocessing
 checkpoint:CHECKPOINT  the image tower of any checkpoint that `pairmill evaluate` takes
 file:FOLDER            train.npy, val.npy, test.npy: float [n, A] in the order of the samples
+pixels                 the picture itself, 16 x 16 grey values: no weights, for demonstrations
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor
 from configs.errors import CheckpointError, DataError, UsageError
 from evaluation.encoder import choose_device, identify, load_encoder
 from evaluation.features import ImageTower
+from evaluation.pixel_baseline import SIDE_PIXELS, pixel_vector
 from evaluation.subject import Subject
 
 
@@ -55,6 +57,18 @@ def load_timm(name: str, device: str = "auto") -> TimmTower:
     return TimmTower(model.to(target).eval(), transform, target)
 
 
+class PixelTower:
+    """The pixel baseline's vector of a picture as its features."""
+
+    def transform(self, image: Image.Image) -> Tensor:
+        """Return the vector [A]."""
+        return torch.from_numpy(pixel_vector(image)).float()
+
+    def encode_images(self, pixels_b3HW: Tensor) -> Tensor:
+        """Return the vectors [b, A] themselves."""
+        return pixels_b3HW
+
+
 def auxiliary_features(source: str, subject: Subject, split: str) -> Tensor:
     """Return the auxiliary features of a split [n, A], computed once and cached."""
     kind, _, name = source.partition(":")
@@ -69,6 +83,9 @@ def auxiliary_features(source: str, subject: Subject, split: str) -> Tensor:
         def tower() -> ImageTower:
             return load_timm(name, features.device)
 
+    elif source == "pixels":
+        identity, tower = f"pixels {SIDE_PIXELS}", PixelTower
+
     elif kind == "checkpoint" and name:
         identity = f"checkpoint {identify(name).digest} {identify(name).setting_digest}"
 
@@ -77,7 +94,8 @@ def auxiliary_features(source: str, subject: Subject, split: str) -> Tensor:
 
     else:
         raise UsageError(
-            f"auxiliary: got {source!r}; expected timm:MODEL, checkpoint:CHECKPOINT or file:FOLDER."
+            f"auxiliary: got {source!r}; expected timm:MODEL, checkpoint:CHECKPOINT, file:FOLDER "
+            "or pixels."
         )
     return features.auxiliary(identity, tower, subject.dataset.name, split, part)
 

@@ -156,7 +156,7 @@ def few_shot(
     """Few-shot methods over shots x seeds 1..N, sampled as CoOp samples (arXiv:2109.01134).
 
     `validation` few: min(shots, 4) a class. `auxiliary`, for AMU-Tuning: `timm:MODEL`,
-    `checkpoint:CHECKPOINT`, or `file:FOLDER` with train.npy, val.npy and test.npy.
+    `checkpoint:CHECKPOINT`, `file:FOLDER` with train.npy, val.npy and test.npy, or `pixels`.
     """
     from evaluation.methods.few_shot_sweep import FewShotSweep
 

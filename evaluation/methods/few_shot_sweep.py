@@ -4,7 +4,8 @@ For each (shots, seed) every learner gets the same shots and the same validation
 default mode nothing is chosen on test: a learner never sees its labels. `compat: published` follows
 the authors: the whole validation split and, where they do so, test labels; its rows are marked.
 
-A dataset without a val split gives validation samples from what the shots leave of train.
+A dataset without a val split gives validation samples from what the shots leave of train, at least
+a quarter of each class's images (sampler.py).
 
 Legend: n test images, s seeds, C classes.
 """

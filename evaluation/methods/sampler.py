@@ -33,14 +33,24 @@ def shots_and_validation(
     """Return positions of the shots in `train_n` and of the validation samples, from one generator.
 
     Without a validation split (None) the validation samples come from what the shots left over of
-    `train_n`, and are positions in it.
+    `train_n`, and are positions in it. Where that is less than a quarter of a class (and less than
+    `validation`), the last of its shots are validation samples instead: a method that has nothing
+    to choose by takes the first of its grid, which is zero-shot.
     """
     generator = random.Random(seed)
     chosen = sample(generator, train_n, shots)
     if validation_n is not None:
         return chosen, sample(generator, validation_n, validation)
     left = np.setdiff1d(np.arange(len(train_n)), chosen)
-    return chosen, left[sample(generator, train_n[left], validation)]
+    held_out = left[sample(generator, train_n[left], validation)]
+    moved: list[int] = []
+    for label in np.unique(train_n):
+        own = chosen[train_n[chosen] == label]
+        wanted = min(validation, max(1, int((train_n == label).sum()) // 4))
+        missing = wanted - int((train_n[held_out] == label).sum())
+        moved += own[len(own) - min(missing, len(own) - 1) :].tolist() if missing > 0 else []
+    is_moved = np.isin(chosen, moved)
+    return chosen[~is_moved], np.concatenate([held_out, chosen[is_moved]])
 
 
 def base_and_new(label_n: IntArray) -> tuple[IntArray, IntArray]:

@@ -204,7 +204,7 @@ def test_an_average_is_given_over_the_whole_suite_or_not_at_all(
         label="test",
     )
     evaluate(gone, [checkpoint])
-    assert "absent: gone: nothing at" in capsys.readouterr().err
+    assert "absent: gone: no images at" in capsys.readouterr().err
 
 
 def test_two_checkpoints_are_compared_on_the_same_resamples(
@@ -244,3 +244,22 @@ def test_a_table_without_its_columns_is_refused(tmp_path: Path) -> None:
         csv.writer(file).writerows([["a", "b"], ["1", "2"]])
     with pytest.raises(DataError, match="columns name, pretrained"):
         read_published_table(path)
+
+
+def test_labels_may_stand_in_several_places_and_others_are_left_out(
+    pool: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = TEXT.replace("labels: cls", 'labels: ["json:missing", "json:kind"]')
+    text = text.replace("[red, green, blue]", "[b]").replace("pool.tar", "po*.tar")
+    text = text.replace("{red: [a, b], green: [c], blue: [d, e, f]}", "{b: [x]}")
+    path = write(pool, text + "other_labels: leave_out\n")
+    dataset = load_dataset(DatasetConfig(path=str(path)))
+    kinds = dataset.test.groups["kind"]
+    assert kinds.names == ("b",)
+    assert not dataset.test.labels().any()
+    assert "have a label that is none of the classes; left out" in capsys.readouterr().err
+    config = make_config(pool / "out", path, pool / "gone.yaml", absent="report")
+    (pool / "gone.yaml").write_text("images: [gone.tar]")
+    found, absent = load_datasets(config)
+    assert [one.config.label for one in absent] == ["gone"]
+    assert len(found) == 1

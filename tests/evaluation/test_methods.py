@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import numpy as np
@@ -135,12 +136,19 @@ def test_all_goldens_pass(capsys):
 
 def test_the_sampler_takes_labels_as_they_appear_and_never_validates_on_a_shot():
     labels = np.asarray([3, 1, 3, 1, 3, 1, 2])
-    import random
-
     chosen = sample(random.Random(1), labels, 2)
     assert labels[chosen].tolist() == [3, 3, 1, 1, 2]
     shots, held_out = shots_and_validation(labels, None, shots=1, validation=1, seed=4)
     assert not set(shots) & set(held_out)
+
+
+def test_without_a_val_split_there_is_always_something_to_choose_by():
+    labels = np.repeat([0, 1, 2], [12, 30, 1])
+    shots, held_out = shots_and_validation(labels, None, shots=16, validation=4, seed=1)
+    assert not set(shots) & set(held_out)
+    assert np.bincount(labels[shots]).tolist() == [9, 16, 1]  # of 12, a quarter is held out
+    assert np.bincount(labels[held_out], minlength=3).tolist() == [3, 4, 0]
+    assert shots[:9].tolist() == sample(random.Random(1), labels, 16)[:9].tolist()
 
 
 def test_one_view_of_one_shot_leaves_pure_zero_shot():
