@@ -124,7 +124,7 @@ class Cluster:
 
     def words(self, *command: str) -> list[str]:
         """Return the command line that runs `command` on the login host."""
-        return ["nsenter", "-t", self._inside, "--mount", "--net", "--uts", *command]
+        return ["nsenter", "-t", self._inside, "--mount", "--net", "--uts", "--pid", *command]
 
     def run(
         self, *command: str, timeout: float = 60, cwd: Path | None = None, **variables: str
@@ -149,9 +149,15 @@ class Cluster:
         ).strip()  # fmt: skip
 
     def job(self, number: str) -> Job:
-        """Ask slurmctld for a job."""
-        text = self.check("scontrol", "show", "job", "--oneliner", number)
+        """Ask slurmctld for a job; of an array for the task that says most about the whole."""
+        whole = self.check("scontrol", "show", "job", "--oneliner", number)
+        tasks = [self._job(line) for line in whole.splitlines() if "JobState=" in line]
+        unfinished = [task for task in tasks if task.state not in FINISHED]
+        failed = [task for task in tasks if task.state != "COMPLETED"]
+        return next(iter([*unfinished, *failed, *tasks]))
 
+    @staticmethod
+    def _job(text: str) -> Job:
         def field(name: str) -> str:
             found = re.search(rf"\b{name}=(\S*)", text)
             return found.group(1) if found else ""
