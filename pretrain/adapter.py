@@ -19,13 +19,13 @@ import sys
 import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from configs.errors import UsageError
+from pretrain.partitions import Partitions
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 with warnings.catch_warnings():
@@ -251,14 +251,18 @@ class DeepSpeed:
         """Let go of everything; nothing can be called afterwards."""
         self._engine.destroy()
 
-    def save(self, folder: Path, extra: dict[str, Any]) -> None:
-        """Write the sharded training state, and `extra`; every rank must call it."""
-        self._engine.save_checkpoint(
-            str(folder), tag="state", save_latest=False, client_state={"pairmill": extra}
-        )
+    def partitions(self) -> Partitions:
+        """Return what of the model and the optimizer's state lies on this rank."""
+        return Partitions(self._engine, self.stage)
 
-    def load(self, folder: Path) -> dict[str, Any]:
-        """Read the training state back; return `extra`. Same ranks, or stage 0."""
-        _, client_state = self._engine.load_checkpoint(str(folder), tag="state")
-        extra: dict[str, Any] = client_state["pairmill"]
-        return extra
+    def scaler_state(self) -> dict[str, float]:
+        """Return the numbers of fp16's loss scaler; empty in other precisions at stage 0."""
+        scaler = getattr(self._engine.optimizer, "loss_scaler", None)
+        numbers = vars(scaler).items() if scaler is not None else ()
+        return {name: value for name, value in numbers if isinstance(value, int | float)}
+
+    def load_scaler_state(self, state: dict[str, float]) -> None:
+        """Take back what `scaler_state` returned, where there is a loss scaler."""
+        scaler = getattr(self._engine.optimizer, "loss_scaler", None)
+        if scaler is not None:
+            vars(scaler).update(state)

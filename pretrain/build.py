@@ -26,10 +26,11 @@ from pretrain.data.mixture import shares_of
 from pretrain.data.reader import captions_of
 from pretrain.data.remote import CachePlan
 from pretrain.data.streaming import Stream, StreamDataset, stream_batches
+from pretrain.ema import Ema
 from pretrain.engine import Engine
 from pretrain.model.clip import DEFAULT_IMAGE_WIDTH, ClipModel, Json, read_model_config
 from pretrain.model.heads import Heads
-from pretrain.model.positions import carry_weights
+from pretrain.model.positions import carried, carry_weights
 from pretrain.model.tokenizer import TOKENIZER_FILE, Tokenizer
 from pretrain.objectives.group import Group, world_or_solo
 from pretrain.objectives.registry import Total
@@ -60,6 +61,7 @@ class Parts:
     group: Group
     dataset: BatchDataset | StreamDataset
     teacher: Teacher | None
+    ema: Ema | None
 
     def batches(self, *, first: int, last: int, num_workers: int) -> Batches:
         """Yield this rank's parts of the global batches over samples consumed [first, last)."""
@@ -105,25 +107,31 @@ def _build_stage(
     keeps = before is not None and stage.keep_optimizer
     if before is not None and keeps:
         engine, teacher, model = before.engine, before.teacher, before.engine.model
+        ema = before.ema
     else:
         torch.manual_seed(config.seed)
         teacher = None if config.teacher is None else Teacher(config.teacher.checkpoint).to(device)
         model = build_model(config, with_tokenizer(model_config, tokenizer), teacher)
         if teacher is not None:
             teacher.check_fits(model, tokenizer)
+        averages = None
+        if before is not None and before.ema is not None:
+            averages = carried(before.ema.whole(), before.engine.model.config, model)
         if before is not None:
             weights = {n: w.to("cpu", copy=True) for n, w in before.engine.weights().items()}
             carry_weights(weights, before.engine.model.config, model)
             before.engine.close()
-        engine = Engine(model, config, device)
+        engine, ema = Engine(model, config, device), None
         if before is not None:  # the counts are the run's; the norms of another stage are others
             engine.stability = before.engine.stability
+        if config.ema is not None:
+            ema = Ema(engine.partitions, config.ema.half_life_samples, averages)
     one_source = data.num_samples if isinstance(data, Sources) and len(data.sources) == 1 else None
     ranks = {"rank": group.rank, "world_size": group.size}
     dataset = build_dataset(
         config, data, tokenizer, model, **ranks, skipped=stage.skipped(one_source)
     )
-    return Parts(stage, data, tokenizer, engine, config.total, group, dataset, teacher)
+    return Parts(stage, data, tokenizer, engine, config.total, group, dataset, teacher, ema)
 
 
 def stage_model_config(config: PretrainConfig) -> Json:

@@ -1,9 +1,10 @@
 """Checkpoints: folders published by rename, verified by digest on load (docs/formats.md).
 
 checkpoints/samples-000000012800/
-    checkpoint.json   engine/ (resume: read only inside the run that wrote it)
-    config.yaml       model/  (evaluation-ready: an open_clip `local-dir:` folder with its
-    tokenizer)
+    checkpoint.json   engine/     (resume: state-RANK.safetensors, by parameter name)
+    config.yaml       model/      (evaluation-ready: an open_clip `local-dir:` folder with its
+                                   tokenizer)
+                      model_ema/  (the same with averaged weights, of a run with `ema`)
 checkpoints/latest    one line, written last
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +23,32 @@ from configs.publish import publish_text, published_folder
 from configs.registry import Config
 from pretrain.model.similarity import NEEDS_PAIRMILL
 
-VERSION = 1
+VERSION = 2
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
+ENGINE_FOLDER = "engine"
+MODEL_FOLDER = "model"
+EMA_FOLDER = "model_ema"
+LATEST = "latest"
 
 
 class CheckpointRecord(Config):
-    """`checkpoint.json`: where the run stood, with what, and the digest of every file."""
+    """`checkpoint.json`: where the run stood, with what, and the digest of every file.
+
+    `skipped_ranges`: half-open ranges of positions in the order of data that are never visited.
+    """
 
     version: int
     samples_seen: int
     step: int
     skipped_samples: int
+    skipped_ranges: tuple[tuple[int, int], ...] = ()
     config_digest: str
     manifest_digest: str
     world_size: int
     threads: int
     zero_stage: int
+    device: str
     versions: dict[str, str]
     files: dict[str, str]
 
@@ -56,13 +67,14 @@ def folder_name(samples_seen: int) -> str:
     return f"samples-{samples_seen:012d}"
 
 
-def seal(folder: Path, record: dict[str, Any]) -> None:
-    """Write checkpoint.json over all the files of a folder that is not published yet."""
-    files = {
-        str(path.relative_to(folder)): file_digest(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
+def seal(folder: Path, record: dict[str, Any], digests: Mapping[str, str]) -> None:
+    """Write checkpoint.json over all the files of a folder that is not published yet.
+
+    `digests` (path -> digest) were taken while those files were written.
+    """
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    names = {str(path.relative_to(folder)): path for path in paths}
+    files = {name: digests.get(name) or file_digest(path) for name, path in names.items()}
     sealed = CheckpointRecord(version=VERSION, files=files, **record)
     publish_text(folder / "checkpoint.json", sealed.model_dump_json(indent=2) + "\n")
 
@@ -92,15 +104,29 @@ def read_record(folder: Path, *, verify: bool = True) -> CheckpointRecord:
     return record
 
 
-def publish_latest(checkpoints: Path, name: str, *, keep: int) -> None:
-    """Point `latest` at a published checkpoint, then remove all but the newest `keep`."""
-    publish_text(checkpoints / "latest", name + "\n")
-    for old in sorted(checkpoints.glob("samples-*"))[:-keep]:
-        if old.name != name:
-            # renamed first: half of a removed checkpoint must not look like a damaged one
-            removed = old.with_name(f".{old.name}.tmp-removing")
-            old.rename(removed)
-            shutil.rmtree(removed)
+def publish_latest(checkpoints: Path, name: str) -> None:
+    """Point `latest` at a published checkpoint."""
+    publish_text(checkpoints / LATEST, name + "\n")
+
+
+def superseded(names: list[str], *, keep: int, keep_every: int | None) -> list[str]:
+    """Return which of a run's checkpoints may go: all but the newest `keep`, and but the first
+    one in each `keep_every` samples.
+    """
+    kept, passed = set(sorted(names)[-keep:]), 0
+    for name in sorted(names) if keep_every else ():
+        number = int(name.rpartition("-")[2]) // (keep_every or 1)
+        if number > passed:
+            kept.add(name)
+            passed = number
+    return [name for name in sorted(names) if name not in kept]
+
+
+def remove_checkpoint(folder: Path) -> None:
+    """Remove a checkpoint; half of it can never be taken for a damaged one."""
+    removed = folder.with_name(f".{folder.name}.tmp-removing")
+    folder.rename(removed)
+    shutil.rmtree(removed)
 
 
 def usable_checkpoints(checkpoints: Path) -> list[Path]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import os
 import socket
-from pathlib import Path
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -29,6 +29,7 @@ from pretrain.model.clip import ClipModel
 from pretrain.model.features import Features
 from pretrain.model.geometries import LOG_CURVATURE_LIMITS, Lorentz
 from pretrain.optimizer import build_optimizer, lock
+from pretrain.partitions import Partitions
 from pretrain.stability import Stability
 
 _LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -153,6 +154,11 @@ class Engine:
                     found[name] = parameter.detach().clone()
         return found
 
+    @cached_property
+    def partitions(self) -> Partitions:
+        """What of the model and the optimizer's state lies on this rank."""
+        return self._deepspeed.partitions()
+
     def gradients(self) -> dict[str, Tensor]:
         """Return the averaged gradients by parameter name, between the last backward and step.
 
@@ -175,24 +181,21 @@ class Engine:
 
     def extra_state(self) -> dict[str, Any]:
         """Return what DeepSpeed does not know of, as JSON has it; the same on every rank."""
-        return {"clipping": self.clipping.state_dict(), "stability": self.stability.state_dict()}
+        return {
+            "clipping": self.clipping.state_dict(),
+            "stability": self.stability.state_dict(),
+            "loss_scaler": self._deepspeed.scaler_state(),
+        }
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         """Take it back."""
         self.clipping.load_state_dict(state["clipping"])
         self.stability.load_state_dict(state["stability"])
-
-    def save(self, folder: Path) -> None:
-        """Write the sharded training state into `folder`; every rank must call it."""
-        self._deepspeed.save(folder, self.extra_state())
+        self._deepspeed.load_scaler_state(state["loss_scaler"])
 
     def close(self) -> None:
         """Let go of the model and what DeepSpeed holds of it; nothing can be called afterwards."""
         self._deepspeed.close()
-
-    def load(self, folder: Path) -> None:
-        """Read the training state back; same number of ranks, or ZeRO stage 0."""
-        self.load_extra_state(self._deepspeed.load(folder))
 
 
 def prepared(model: ClipModel, section: EngineConfig) -> ClipModel:

@@ -43,13 +43,26 @@ def on_first_rank(function: Callable[[], Result]) -> Result:
     return checked
 
 
+_HOST_GROUPS: dict[Any, Any] = {}
+
+
+def host_group() -> Any:
+    """Return the group of all ranks that talks on the host: what is said in it does not wait for
+    the device's queue. Every rank must call it the first time.
+    """
+    everyone = dist.group.WORLD
+    if everyone not in _HOST_GROUPS:
+        is_on_host = dist.get_backend() == "gloo"
+        _HOST_GROUPS[everyone] = everyone if is_on_host else dist.new_group(backend="gloo")
+    return _HOST_GROUPS[everyone]
+
+
 class StopRequest:
     """SIGTERM and SIGUSR1 set a flag; all ranks agree on it, and on errors, before each step."""
 
     def __init__(self, stop: Stop | None) -> None:
         self._stop = stop
         self._signalled = False
-        self._group: Any = None
         self._previous = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -67,10 +80,8 @@ class StopRequest:
             if error is not None:
                 raise error
             return wanted
-        if self._group is None:  # on the host: a flag on the device would wait for its queue
-            self._group = dist.new_group(backend="gloo")
         flags = torch.tensor([float(wanted), float(error is not None)])
-        dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self._group)
+        dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=host_group())
         if error is not None:
             raise error
         if flags[1]:

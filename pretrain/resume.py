@@ -1,110 +1,48 @@
-"""Save a run and find it again: all ranks write, rank 0 publishes; the newest sound checkpoint
-wins.
+"""Find a run again: the newest sound checkpoint wins.
 
-A resumed run must be the same run: its configuration (but for intervals, workers, threads and the
-folder) and its dataset are compared with the checkpoint's. A damaged checkpoint is passed over,
-loudly.
+A resumed run must be the same run: its configuration (but for intervals, workers, threads, ZeRO
+stage and the folder) and its dataset are compared with the checkpoint's. A damaged checkpoint is
+passed over, loudly. The number of ranks and the ZeRO stage are free: the state is by name
+(state_files.py).
 """
 
 from __future__ import annotations
 
 import json
-import platform
-import shutil
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 import yaml
 
 from configs.errors import CheckpointError
-from configs.load import digest, to_yaml
-from configs.publish import publish_folder, remove_leftovers
 from pretrain import checkpoint
 from pretrain.build import Parts
 from pretrain.checkpoint import OPEN_CLIP_CONFIG
 from pretrain.config import PretrainConfig
 from pretrain.model.similarity import NEEDS_PAIRMILL
 from pretrain.ranks import on_first_rank
+from pretrain.remote_checkpoints import Mirror
+from pretrain.saving import RUN_STATE, ResumePoint, device_name, versions
+from pretrain.training_state import load_state
 
 # What may change between the parts of one run: it does not change the result.
 _FREE_KEYS = {
     "name",
     "output",
     "intervals",
+    "checkpoint",
+    "evaluation",
     "data.num_workers",
     "data.manifest",  # their digest, with the mixture's weights, is compared
     "data.mixture",
     "data.remote",
     "data.max_bad_fraction",
     "engine.num_threads",
+    "engine.zero_stage",
     "model",  # what the file says is compared
 }
-
-
-class ResumePoint(NamedTuple):
-    """Where a run stands: finished steps, and bad samples replaced so far on all ranks."""
-
-    step_number: int
-    num_bad: int
-
-
-def save(config: PretrainConfig, parts: Parts, point: ResumePoint) -> Path:
-    """Publish a checkpoint of the run at `point`; every rank must call it."""
-    samples_seen = parts.stage.samples_at(point.step_number)
-    checkpoints = Path(config.output) / "checkpoints"
-    name = checkpoint.folder_name(samples_seen)
-    temporary, final = checkpoints / f".{name}.tmp-saving", checkpoints / name
-    is_first = parts.group.rank == 0
-    if is_first:
-        checkpoints.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(checkpoints)
-        (temporary / "engine").mkdir(parents=True)
-        (temporary / "model").mkdir()
-    dist.barrier()
-    parts.engine.save(temporary / "engine")
-    random_state = temporary / "engine" / f"random_state_{parts.group.rank}.pt"
-    states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
-    torch.save(states, random_state)
-    weights = parts.engine.weights()
-    dist.barrier()
-    if is_first:
-        parts.engine.model.save(temporary / "model", weights)
-        parts.tokenizer.save(temporary / "model")
-        (temporary / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-        checkpoint.seal(temporary, _record(config, parts, point, samples_seen))
-        if final.exists():  # a damaged one that the run was restarted before
-            shutil.rmtree(final)
-        publish_folder(temporary, final)
-        checkpoint.publish_latest(checkpoints, name, keep=config.intervals.keep_checkpoints)
-    dist.barrier()
-    return final
-
-
-def _record(
-    config: PretrainConfig, parts: Parts, point: ResumePoint, samples_seen: int
-) -> dict[str, Any]:
-    return {
-        "samples_seen": samples_seen,
-        "step": point.step_number,
-        "skipped_samples": point.num_bad,
-        "config_digest": digest(config),
-        "manifest_digest": parts.data.digest,
-        "world_size": parts.group.size,
-        "threads": torch.get_num_threads(),
-        "zero_stage": parts.stage.config.engine.zero_stage,
-        "versions": _versions(),
-    }
-
-
-def _versions() -> dict[str, str]:
-    packages = ("torch", "deepspeed", "open_clip_torch", "tokenizers", "numpy")
-    return {"python": platform.python_version(), **{p: version(p) for p in packages}}
 
 
 class Found(NamedTuple):
@@ -120,14 +58,14 @@ def restore(config: PretrainConfig, parts: Parts, found: Found | None) -> Resume
         return ResumePoint(0, 0)
     folder, record = found
     on_first_rank(lambda: _check_same_run(config, parts, folder, record))
-    parts.engine.load(folder / "engine")
-    state = folder / "engine" / f"random_state_{parts.group.rank}.pt"
-    if state.is_file():
-        states = torch.load(state, weights_only=True)
-        torch.set_rng_state(states["cpu"])
-        if "cuda" in states and torch.cuda.is_available():
-            torch.cuda.set_rng_state(states["cuda"])
-    return ResumePoint(record.step, record.skipped_samples)
+    engine_folder = folder / checkpoint.ENGINE_FOLDER
+    with_random = load_state(engine_folder, parts.engine.partitions, parts.ema, parts.group.rank)
+    run_state = json.loads((engine_folder / RUN_STATE).read_text(encoding="utf-8"))
+    parts.engine.load_extra_state(run_state)
+    if parts.group.rank == 0:
+        print(_continuing(config, folder, record, parts), file=sys.stderr, flush=True)
+    assert with_random or record.world_size != parts.group.size, "each rank wrote its own"
+    return ResumePoint(record.step, record.skipped_samples, record.skipped_ranges)
 
 
 def newest_sound(config: PretrainConfig) -> Found | None:
@@ -136,6 +74,9 @@ def newest_sound(config: PretrainConfig) -> Found | None:
 
 
 def _newest_sound(config: PretrainConfig, checkpoints: Path) -> Found | None:
+    remote = config.checkpoint.remote
+    if remote and not checkpoint.usable_checkpoints(checkpoints):
+        Mirror(remote, config.intervals).restore(checkpoints)
     damaged = []
     for folder in checkpoint.usable_checkpoints(checkpoints):
         try:
@@ -145,8 +86,8 @@ def _newest_sound(config: PretrainConfig, checkpoints: Path) -> Found | None:
             damaged.append(folder)
             continue
         for other in damaged:  # out of the way: it must not count among those that are kept
-            other.rename(other.with_name(f"damaged-{other.name}"))
-        print(_continuing(config, folder, record), file=sys.stderr, flush=True)
+            _set_aside(other)
+        checkpoint.publish_latest(checkpoints, folder.name)  # a kill may have come before it
         return Found(folder, record)
     if damaged:
         raise CheckpointError(
@@ -156,14 +97,61 @@ def _newest_sound(config: PretrainConfig, checkpoints: Path) -> Found | None:
     return None
 
 
-def _continuing(config: PretrainConfig, folder: Path, record: checkpoint.CheckpointRecord) -> str:
+def _set_aside(folder: Path) -> None:
+    aside = folder.with_name(f"damaged-{folder.name}")
+    number = 1
+    while aside.exists():  # damaged, written again, and damaged again
+        number += 1
+        aside = folder.with_name(f"damaged-{number}-{folder.name}")
+    folder.rename(aside)
+
+
+def _continuing(
+    config: PretrainConfig, folder: Path, record: checkpoint.CheckpointRecord, parts: Parts
+) -> str:
     message = f"continuing {config.name} from {folder} at {record.samples_seen:,} samples"
-    now = {"threads": torch.get_num_threads(), "ranks": dist.get_world_size(), **_versions()}
-    then = {"threads": record.threads, "ranks": record.world_size, **record.versions}
-    changes = [f"{k} {then.get(k)} -> {now.get(k)}" for k in now if now.get(k) != then.get(k)]
-    if changes:
-        message += f"; the same samples, but equal to rounding only, since {', '.join(changes)}"
-    return message
+    reasons = inexact_reasons(record, parts)
+    if not reasons:
+        return f"{message}, bit for bit"
+    return "\n  ".join([f"{message}: the same samples, but equal to rounding only:", *reasons])
+
+
+def inexact_reasons(record: checkpoint.CheckpointRecord, parts: Parts) -> list[str]:
+    """Say in one sentence each why going on from a checkpoint is not exact to the last bit."""
+    reasons = []
+    ranks, threads, stage = (
+        parts.group.size,
+        torch.get_num_threads(),
+        parts.stage.config.engine.zero_stage,
+    )
+    if record.world_size != ranks:
+        reasons.append(
+            f"{_counted(record.world_size, 'rank')} wrote it and {_counted(ranks, 'rank')} go on: "
+            "gradients are summed in other groups."
+        )
+    if record.threads != threads:
+        reasons.append(
+            f"{_counted(record.threads, 'thread')} a rank before, {threads} now: sums inside an "
+            "operator are cut otherwise."
+        )
+    if record.zero_stage != stage:
+        reasons.append(
+            f"ZeRO stage {record.zero_stage} before, {stage} now: gradients are reduced in another "
+            "order."
+        )
+    device = device_name(parts.engine.device)
+    if record.device != device:
+        reasons.append(f"the device was {record.device} and is {device}: its kernels are others.")
+    elif parts.engine.device.type == "cuda":
+        reasons.append("some kernels of a GPU add up in no fixed order.")
+    for name, now in versions().items():
+        if record.versions.get(name) != now:
+            reasons.append(f"{name} was {record.versions.get(name)} and is {now}.")
+    return reasons
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _check_same_run(
@@ -184,12 +172,6 @@ def _check_same_run(
             f"{folder} was trained on another dataset (manifest {record.manifest_digest[:12]}.., "
             "now "
             f"{parts.data.digest[:12]}..). Choose another `output`, or restore the dataset."
-        )
-    if record.zero_stage > 0 and record.world_size != parts.group.size:
-        raise CheckpointError(
-            f"{folder} was written by {record.world_size} ranks at ZeRO stage {record.zero_stage} "
-            "and "
-            f"cannot be continued on {parts.group.size}; start {record.world_size} ranks."
         )
 
 

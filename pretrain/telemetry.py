@@ -8,16 +8,25 @@ from __future__ import annotations
 
 import json
 import math
+import resource
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from configs.progress import format_duration
 from configs.publish import publish_text
 
 Row = Mapping[str, float]  # not finite: null in metrics.jsonl
+
+
+def peak_memory_bytes() -> int:
+    """Return the peak memory of this process: the device's where there is one, else resident."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 class Telemetry:
@@ -40,13 +49,26 @@ class Telemetry:
 
     def log(self, row: Row) -> None:
         """Write one row to every place."""
+        self._write(row)
+        print(self._line(row), file=sys.stderr, flush=True)
+
+    def _write(self, row: Row) -> None:
         finite = {name: v if math.isfinite(v) else None for name, v in row.items()}
         self._file.write(json.dumps(finite, allow_nan=False) + "\n")
         self._file.flush()
         for name, value in row.items():
             if name not in {"step", "samples_seen"}:
                 self._board.add_scalar(name, value, int(row["samples_seen"]))
-        print(self._line(row), file=sys.stderr, flush=True)
+
+    def log_evaluation(
+        self, step: int, samples_seen: int, found: Mapping[str, float], seconds: float
+    ) -> None:
+        """Write the numbers of an evaluation, `DATASET/METRIC` -> value, as a row of their own."""
+        named = {f"evaluation/{name}": value for name, value in found.items()}
+        row = {"step": step, "samples_seen": samples_seen, **named, "evaluation_seconds": seconds}
+        self._write(row)
+        shown = ", ".join(f"{name} {value:.3f}" for name, value in found.items())
+        print(f"evaluated at {samples_seen:,} samples in {seconds:.1f} s: {shown}", file=sys.stderr)
 
     def _line(self, row: Row) -> str:
         seen = int(row["samples_seen"])

@@ -9,8 +9,6 @@ and learning rate are functions of it. SIGTERM and SIGUSR1 mean: finish the step
 
 from __future__ import annotations
 
-import fcntl
-import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -31,13 +29,16 @@ from pretrain.build import Parts, build_parts, next_parts
 from pretrain.config import PretrainConfig
 from pretrain.data.loader import Batch
 from pretrain.engine import StepReport, start_processes
+from pretrain.in_loop import Evaluate, evaluate_model
 from pretrain.inputs import forward_inputs, micro_batches
 from pretrain.objectives.accuracy import batch_accuracy
 from pretrain.ranks import Stop, StopRequest, on_first_rank
-from pretrain.resume import Found, ResumePoint, newest_sound, restore, save
+from pretrain.resume import Found, newest_sound, restore
+from pretrain.run_lock import lock_run
+from pretrain.saving import ResumePoint, Saver
 from pretrain.stability import SpikeLog, drop_spikes_after
 from pretrain.stages import Stage, Stages
-from pretrain.telemetry import Telemetry
+from pretrain.telemetry import Telemetry, peak_memory_bytes
 
 STOPPED_ON_REQUEST = 75  # exit code (EX_TEMPFAIL): worth requeueing
 
@@ -74,6 +75,9 @@ class Run:
     lock: IO[str] | None  # rank 0 alone
     spikes: SpikeLog
     saved_step: int
+    skipped_ranges: tuple[tuple[int, int], ...]  # of positions in the order of data
+    saver: Saver
+    evaluator: Evaluate | None
     meter: Meter = field(default_factory=Meter)
 
     @property
@@ -106,6 +110,8 @@ class Run:
         )
         learning_rate = self.stage.learning_rate(self.samples_seen)
         report = engine.step(learning_rate)
+        if self.parts.ema is not None and not report.skipped:
+            self.parts.ema.update(self.stage.batch)
         self.step_number += 1
         self.meter.steps += 1
         self.bad_samples.note(batch.bad)
@@ -132,6 +138,23 @@ class Run:
             )
         self.meter.clipped += report.clipped
 
+    def evaluate(self) -> None:
+        """Evaluate the model where an interval of it ended in the last step; log the numbers.
+
+        Every rank must call it. Data workers go on meanwhile.
+        """
+        section, parts = self.config.evaluation, self.parts
+        if self.evaluator is None or section is None:
+            return
+        if not self._interval_ends(section.interval_samples) and not self.is_finished():
+            return
+        started = time.perf_counter()
+        found = evaluate_model(self.evaluator, parts.engine, parts.tokenizer, parts.group)
+        seconds = time.perf_counter() - started
+        self.meter.started += seconds  # not time of training
+        if self.telemetry is not None:
+            self.telemetry.log_evaluation(self.step_number, self.samples_seen, found, seconds)
+
     def fetch(self, source: Iterator[Batch | PairmillError]) -> Batch | PairmillError:
         """Return the next batch, or the error that making it ended with; measure the wait."""
         waiting = time.perf_counter()
@@ -139,14 +162,29 @@ class Run:
         self.meter.waited += time.perf_counter() - waiting
         return batch
 
-    def save(self) -> None:
-        """Publish a checkpoint, unless this step has one; every rank must call it."""
-        if self.saved_step == self.step_number:
-            return
-        self.check_sound()
-        _, bad = self._over_ranks([])
-        save(self.config, self.parts, ResumePoint(self.step_number, sum(bad.values())))
-        self.saved_step = self.step_number
+    def save(self, *, is_last: bool = False) -> None:
+        """Have a checkpoint written, unless this step has one; every rank must call it.
+
+        A failure is a warning, and raises CheckpointError where the run ends with it.
+        """
+        if self.saved_step != self.step_number:
+            self.check_sound()
+            _, bad = self._over_ranks([])
+            num_bad = sum(bad.values())
+            point = ResumePoint(self.step_number, num_bad, self.skipped_ranges)
+            failure = self.saver.save(self.parts, point)
+            self.saved_step = self.step_number if self.saver.is_writing else -1
+            if not self.config.checkpoint.asynchronous:
+                failure = self.saver.wait() or failure
+            if failure is not None and self.telemetry is not None:
+                print(
+                    f"WARNING: a checkpoint could not be saved: {failure}. Training goes on from "
+                    "memory; the next interval tries again.",
+                    file=sys.stderr,
+                    flush=True,
+                )
+        if is_last:
+            self.saver.finish()
 
     def close(self) -> None:
         """Close the log and let go of the run folder."""
@@ -194,9 +232,11 @@ class Run:
             "skipped_samples": sum(bad.values()),
             **{f"skipped/{kind}": n for kind, n in bad.items()},
             "eta_seconds": left / rate,
+            "checkpoint_stall_seconds": self.saver.stall_seconds,
             "seconds": elapsed,
         }
         self.meter = Meter()
+        self.saver.stall_seconds = 0.0
         if self.telemetry is not None:
             self.telemetry.log(row)
         check_share(
@@ -235,26 +275,25 @@ class Run:
         return [value / group.size for value in sums[: len(means)]], bad
 
 
-def peak_memory_bytes() -> int:
-    """Return the peak memory of this process: the device's where there is one, else resident."""
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def pretrain(config: PretrainConfig, *, stop: Stop | None = None) -> Outcome:
+def pretrain(
+    config: PretrainConfig, *, stop: Stop | None = None, evaluate: Evaluate | None = None
+) -> Outcome:
     """Train to the end of the budget, or until asked to stop; continue where a checkpoint is.
 
-    `stop` is asked after each step with the number of finished steps (beside the signals). Raises
-    ConfigError, DataError and CheckpointError with what to do.
+    `stop` is asked after each step with the number of finished steps (beside the signals);
+    `evaluate` is what config.evaluation asks for (in_loop.py). Raises ConfigError, DataError and
+    CheckpointError with what to do.
     """
+    if (config.evaluation is None) != (evaluate is None):
+        raise UsageError("config.evaluation and a function `evaluate` go together; got one.")
     request = StopRequest(stop)
     run = None
     try:
         stages, device = Stages.of(config), start_processes(config.engine.num_threads)
+        lock = lock_run(config)
         found = newest_sound(config)
         stage = stages.at(found.record.step if found else 0)
-        run = open_run(config, stages, build_parts(config, stage, device), found)
+        run = open_run(config, stages, build_parts(config, stage, device), found, lock, evaluate)
         started, first = time.perf_counter(), run.samples_seen
         loop(run, request)
     finally:
@@ -266,26 +305,16 @@ def pretrain(config: PretrainConfig, *, stop: Stop | None = None) -> Outcome:
     return Outcome(run.is_finished(), run.samples_seen, rate, run.parts.group.rank == 0)
 
 
-def lock_folder(folder: Path) -> IO[str]:
-    """Return the open lock file of a run folder; UsageError where another process holds it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = open(folder / ".lock", "w", encoding="utf-8")  # noqa: SIM115 (held as long as the run)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        raise UsageError(
-            f"another process is training into {folder}. Wait for it, stop it, or choose another "
-            "`output`."
-        ) from None
-    return lock
-
-
-def open_run(config: PretrainConfig, stages: Stages, parts: Parts, found: Found | None) -> Run:
-    """Lock the run folder, restore the checkpoint or start at zero, open the log."""
+def open_run(
+    config: PretrainConfig,
+    stages: Stages,
+    parts: Parts,
+    found: Found | None,
+    lock: IO[str] | None,
+    evaluator: Evaluate | None,
+) -> Run:
+    """Restore the checkpoint or start at zero, open the log."""
     folder = Path(config.output)
-    lock: list[IO[str]] = []  # an open file does not travel to the other ranks
-    on_first_rank(lambda: lock.append(lock_folder(folder)))
     point = restore(config, parts, found)
     telemetry = None
     samples_seen = parts.stage.samples_at(point.step_number)
@@ -303,9 +332,12 @@ def open_run(config: PretrainConfig, stages: Stages, parts: Parts, found: Found 
         step_number=point.step_number,
         telemetry=telemetry,
         bad_samples=BadSamples(folder, rank=parts.group.rank, before=bad_before),
-        lock=lock[0] if lock else None,
+        lock=lock,
         spikes=SpikeLog(folder, rank=parts.group.rank),
         saved_step=point.step_number,
+        skipped_ranges=point.skipped_ranges,
+        saver=Saver(config, parts.group),
+        evaluator=evaluator,
     )
 
 
@@ -339,12 +371,13 @@ def loop_stage(run: Run, request: StopRequest) -> bool:
         batch = run.fetch(source)
         error = batch if isinstance(batch, PairmillError) else None
         if request.agreed(run.step_number, error):
-            run.save()
+            run.save(is_last=True)
             return True
         assert isinstance(batch, Batch)
         run.step(batch)
         if run.parts.engine.stability.must_go_back:
             run.check_sound()
+        run.evaluate()
         if run.checkpoint_due() or run.step_number == run.stage.last_step:
-            run.save()
+            run.save(is_last=run.is_finished())
     return False

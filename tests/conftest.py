@@ -13,6 +13,7 @@ LONGEST_FIRST = (
     "slurm/test_pipeline.py",
     "slurm/test_curation.py",
     "pretrain/test_train.py",
+    "pretrain/test_checkpoints.py",
     "curation/test_reruns.py",
     "curation/test_faults.py",
     "curation/test_inputs.py",

@@ -20,7 +20,10 @@ from pretrain.config.model import (
 from pretrain.config.run import Objectives, PretrainConfig
 from pretrain.config.stage import StageConfig
 from pretrain.config.training import (
+    CheckpointConfig,
+    EmaConfig,
     EngineConfig,
+    EvaluationConfig,
     IntervalConfig,
     OptimizerConfig,
     StabilityConfig,
@@ -29,8 +32,11 @@ from pretrain.config.training import (
 __all__ = [
     "AugmentationConfig",
     "CaptionConfig",
+    "CheckpointConfig",
     "DataConfig",
+    "EmaConfig",
     "EngineConfig",
+    "EvaluationConfig",
     "IntervalConfig",
     "LogitConfig",
     "Objectives",

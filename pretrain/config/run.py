@@ -28,7 +28,10 @@ from pretrain.config.model import (
 )
 from pretrain.config.stage import KEPT_MAY_CHANGE, STAGE_KEYS, StageConfig
 from pretrain.config.training import (
+    CheckpointConfig,
+    EmaConfig,
     EngineConfig,
+    EvaluationConfig,
     IntervalConfig,
     OptimizerConfig,
     StabilityConfig,
@@ -99,7 +102,10 @@ class PretrainConfig(Config):
     optimizer: OptimizerConfig = OptimizerConfig()
     engine: EngineConfig = EngineConfig()
     stability: StabilityConfig = StabilityConfig()
+    ema: EmaConfig | None = None
     intervals: IntervalConfig = IntervalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    evaluation: EvaluationConfig | None = None
     global_batch_size: PositiveInt
     micro_batch_size: PositiveInt | None = Field(
         default=None,

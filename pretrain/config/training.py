@@ -115,4 +115,36 @@ class IntervalConfig(Config):
 
     log_samples: PositiveInt = 2_560
     checkpoint_samples: PositiveInt = 1_000_000
-    keep_checkpoints: PositiveInt = 2
+    keep_checkpoints: PositiveInt = 2  # the newest ones
+    keep_every_samples: PositiveInt | None = None  # and for good the first one in each of these
+
+
+class EvaluationConfig(Config):
+    """Zero-shot and retrieval while training, by all ranks, on the datasets of a suite.
+
+    Numbers go to metrics.jsonl as `evaluation/DATASET/METRIC`. `pairmill evaluate` gives intervals.
+    """
+
+    interval_samples: PositiveInt
+    suite: str = Field(description="a configuration of `pairmill evaluate`: a path or shipped name")
+
+
+class CheckpointConfig(Config):
+    """How checkpoints are written.
+
+    `remote`: a folder of this run alone on any storage that fsspec reaches (`s3://bucket/run`);
+    checkpoints are copied there once they are published, and restored from there where the run's
+    own folder is empty.
+    """
+
+    asynchronous: bool = True  # written while training goes on; false: training waits
+    remote: str | None = None
+
+
+class EmaConfig(Config):
+    """An average of the weights beside them, saved as `model_ema/` of each checkpoint.
+
+    Half of the average is of the weights of the last `half_life_samples` samples.
+    """
+
+    half_life_samples: PositiveInt

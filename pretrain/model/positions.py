@@ -39,6 +39,17 @@ def carry_weights(before: dict[str, Tensor], before_config: Json, model: ClipMod
         parameter.copy_(weight)
 
 
+def carried(before: dict[str, Tensor], before_config: Json, model: ClipModel) -> dict[str, Tensor]:
+    """Return the weights that `carry_weights` would leave in the model, which keeps its own."""
+    own = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    carry_weights(before, before_config, model)
+    found = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(own[name])
+    return found
+
+
 def image_positions(model_config: Json) -> str:
     """Return how the image tower's positions are made: `learnable` or `sin_cos_2d`."""
     return str(model_config["vision_cfg"].get("pos_embed_type", "learnable"))

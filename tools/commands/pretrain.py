@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
+from types import FrameType
+from typing import TYPE_CHECKING
 
 from tools.commands.arguments import add_config_arguments, load
+
+if TYPE_CHECKING:
+    from pretrain.config import PretrainConfig
+    from pretrain.in_loop import Evaluate
 
 SUMMARY = "Pretrain a CLIP model on a curated dataset; the same line continues a stopped run."
 EPILOG = """examples:
@@ -27,9 +35,11 @@ def run(options: argparse.Namespace) -> int:
     """Run the command; return its exit code."""
     from pretrain.config import PretrainConfig
 
+    stopping = _stop_at_once_before_the_start()
     config = load(options, PretrainConfig)
     if config is None:
         return 0
+    evaluate = _evaluator(config)
     if options.dry_run:
         from pretrain.dry_run import dry_run
 
@@ -38,7 +48,8 @@ def run(options: argparse.Namespace) -> int:
     from pretrain.engine import stop_processes
     from pretrain.train import STOPPED_ON_REQUEST, pretrain
 
-    outcome = pretrain(config)
+    outcome = pretrain(config, evaluate=evaluate)
+    stopping.too_late = True
     stop_processes()
     if outcome.is_first_rank:
         rate = outcome.samples_per_second
@@ -48,3 +59,33 @@ def run(options: argparse.Namespace) -> int:
             f"{config.output}/checkpoints/latest"
         )
     return 0 if outcome.finished else STOPPED_ON_REQUEST
+
+
+class _Stopping:
+    """What a signal does while the trainer itself does not listen: before it has started it ends
+    the process, worth requeueing; once everything is saved it changes nothing.
+    """
+
+    too_late = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if not self.too_late:
+            os._exit(os.EX_TEMPFAIL)
+
+
+def _stop_at_once_before_the_start() -> _Stopping:
+    stopping = _Stopping()
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, stopping)
+    return stopping
+
+
+def _evaluator(config: PretrainConfig) -> Evaluate | None:
+    """Return what config.evaluation asks for; the trainer itself does not know the suite."""
+    if config.evaluation is None:
+        return None
+    from configs.load import load_config
+    from evaluation.config import EvaluateConfig
+    from evaluation.in_training import InTraining
+
+    return InTraining(load_config(config.evaluation.suite, EvaluateConfig))

@@ -1,0 +1,155 @@
+"""Judge a model while it trains: zero-shot and retrieval on the datasets of a suite, by all ranks.
+
+Rank r of W encodes batches r, r + W, ... of images and texts; then every rank has all features and
+comes to the same numbers. The pictures are decoded once and kept (3 * side ** 2 bytes each, over
+all ranks). For intervals, other methods and other checkpoints there is `pairmill evaluate`.
+
+Legend: n images, m texts, D embedding width, b a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from torch import Tensor
+
+from configs.errors import ConfigError, DataError
+from evaluation.config import EvaluateConfig
+from evaluation.dataset import EvaluationDataset
+from evaluation.datasets import load_datasets
+from evaluation.images import UndecodableImageError, read_image
+from evaluation.methods.retrieval import recalls
+from evaluation.methods.zero_shot import accuracies
+from evaluation.ranking import FeatureScores
+from evaluation.statistics import Metric
+from evaluation.world import World
+from pretrain.model.view import ModelView
+
+
+@dataclass
+class _Judged:
+    """A dataset and this rank's pictures of it, by batch, for one image size."""
+
+    dataset: EvaluationDataset
+    pixels: dict[int, Tensor] = field(default_factory=dict)
+    image_size: int = 0
+
+
+class InTraining:
+    """Evaluates a ModelView; see pretrain.model.view."""
+
+    def __init__(self, config: EvaluateConfig) -> None:
+        """List the datasets. Raises DataError where one is not there, ConfigError where its task
+        cannot be done while training.
+        """
+        self._batch = config.batch_size
+        datasets, _ = load_datasets(config)
+        for section, dataset in datasets:
+            if dataset.task not in ("zero_shot", "retrieval"):
+                raise ConfigError(
+                    f"{section.label}: got the task {dataset.task}; while training, zero_shot and "
+                    "retrieval can be done. Leave it out of evaluation.suite, and use `pairmill "
+                    "evaluate` on the checkpoints."
+                )
+        self._judged = [_Judged(dataset) for _, dataset in datasets]
+
+    def __call__(self, view: ModelView) -> dict[str, float]:
+        """Return `DATASET/METRIC` -> value; every rank must call it, and gets the same."""
+        found: dict[str, float] = {}
+        for judged in self._judged:
+            dataset, test = judged.dataset, judged.dataset.test
+            texts, of_text_m = _texts(dataset)
+            image_nD, text_uD = self._features(view, judged, texts)
+            similarity = view.similarity
+            embedded_nD = similarity.embed_image(image_nD)
+            metrics: Sequence[Metric]
+            if dataset.prompts is not None:
+                parts = torch.split(text_uD[of_text_m], _prompts_a_class(dataset))
+                vectors = [similarity.class_vectors(part[None]) for part in parts]
+                scores = FeatureScores(embedded_nD, torch.cat(vectors), similarity)
+                metrics = accuracies(scores, test.labels(), len(dataset.class_names))
+            else:
+                text_mD = similarity.embed_text(text_uD[of_text_m])
+                scores = FeatureScores(embedded_nD, text_mD, similarity)
+                metrics = recalls(scores, test.image_of_caption_m)
+            found |= {f"{dataset.name}/{metric.name}": metric.value for metric in metrics}
+        return found
+
+    def _features(
+        self, view: ModelView, judged: _Judged, texts: Sequence[str]
+    ) -> tuple[Tensor, Tensor]:
+        """Return raw features [n, D] and [m, D] on the host."""
+        num_images, batch = len(judged.dataset.test.samples), self._batch
+        num_batches = -(-max(num_images, len(texts)) // batch)
+        rank, size = view.group.rank, view.group.size
+        rounds = -(-num_batches // size)  # equally many calls on every rank
+        self._decode(view, judged, range(rank, -(-num_images // batch), size))
+        blank = torch.zeros((batch, 3, view.image_size, view.image_size), dtype=torch.uint8)
+        found: tuple[list[Tensor], list[Tensor]] = ([], [])
+        for number in range(rank, rounds * size, size):
+            chosen = list(texts[number * batch : (number + 1) * batch])
+            token_bL = view.tokenizer([*chosen, *[""] * (batch - len(chosen))])
+            pair = view.encode(judged.pixels.get(number, blank), token_bL)
+            for features, part in zip(found, pair, strict=True):
+                features.append(part)
+        image_nD, text_mD = (self._in_order(view, torch.stack(parts)) for parts in found)
+        return image_nD[:num_images], text_mD[: len(texts)]
+
+    def _in_order(self, view: ModelView, own_kbD: Tensor) -> Tensor:
+        """Return the features of all ranks' batches [k * W * b, D] in the order of the batches."""
+        rounds, batch, width = own_kbD.shape
+        gathered = view.group.gather(own_kbD.reshape(rounds * batch, width))
+        by_rank = gathered.reshape(view.group.size, rounds, batch, width)
+        return by_rank.transpose(0, 1).reshape(-1, width).cpu()
+
+    def _decode(self, view: ModelView, judged: _Judged, numbers: Sequence[int]) -> None:
+        error = None
+        if judged.image_size != view.image_size:
+            judged.pixels.clear()
+            try:
+                for number in numbers:
+                    judged.pixels[number] = self._pixels(view, judged.dataset, number)
+            except (DataError, OSError) as caught:
+                error = caught
+            judged.image_size = view.image_size
+        World(view.group.rank, view.group.size).together(error)
+
+    def _pixels(self, view: ModelView, dataset: EvaluationDataset, number: int) -> Tensor:
+        size = self._batch
+        samples = dataset.test.samples[number * size : (number + 1) * size]
+        transform = image_transform_v2(PreprocessCfg(size=view.image_size), is_train=False)
+        resize = transform.transforms[:-2]  # all but ToTensor and Normalize: the model does them
+        pixels = torch.zeros((size, 3, view.image_size, view.image_size), dtype=torch.uint8)
+        for i, sample in enumerate(samples):
+            try:
+                image = read_image(sample.image)
+            except UndecodableImageError as error:
+                raise DataError(
+                    f"{dataset.name}: {sample.key} cannot be decoded ({error}); leave the dataset "
+                    "out of evaluation.suite, or mend it."
+                ) from None
+            for step in resize:
+                image = step(image)
+            pixels[i] = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
+        return pixels
+
+
+def _texts(dataset: EvaluationDataset) -> tuple[list[str], Tensor]:
+    """Return the distinct texts of a dataset, and which of them each prompt or caption is."""
+    if dataset.prompts is not None:
+        labels = range(len(dataset.class_names))
+        texts = [text for label in labels for text in dataset.prompts.of(label)]
+    else:
+        texts = list(dataset.test.captions)
+    unique = sorted(set(texts))
+    place = {text: i for i, text in enumerate(unique)}
+    return unique, torch.tensor([place[text] for text in texts])
+
+
+def _prompts_a_class(dataset: EvaluationDataset) -> list[int]:
+    assert dataset.prompts is not None, "a dataset without classes"
+    return [len(dataset.prompts.of(label)) for label in range(len(dataset.class_names))]
