@@ -78,6 +78,7 @@ class Run:
     skipped_ranges: tuple[tuple[int, int], ...]  # of positions in the order of data
     saver: Saver
     evaluator: Evaluate | None
+    is_owed: bool = False  # a checkpoint, because the step it was due at was skipped
     meter: Meter = field(default_factory=Meter)
 
     @property
@@ -165,10 +166,13 @@ class Run:
     def save(self, *, is_last: bool = False) -> None:
         """Have a checkpoint written, unless this step has one; every rank must call it.
 
-        A failure is a warning, and raises CheckpointError where the run ends with it.
+        Not of a step that was skipped: it is owed until one is taken. A failure is a warning, and
+        raises CheckpointError where the run ends with it.
         """
-        if self.saved_step != self.step_number:
+        if self.is_finished():
             self.check_sound()
+        self.is_owed = bool(self.parts.engine.stability.skipped_in_a_row)
+        if self.saved_step != self.step_number and not self.is_owed:
             _, bad = self._over_ranks([])
             num_bad = sum(bad.values())
             point = ResumePoint(self.step_number, num_bad, self.skipped_ranges)
@@ -198,8 +202,8 @@ class Run:
         return self.step_number >= self.stages.num_steps
 
     def checkpoint_due(self) -> bool:
-        """Whether a checkpoint interval ended in the last step."""
-        return self._interval_ends(self.config.intervals.checkpoint_samples)
+        """Whether a checkpoint interval ended in the last step, or in one that was skipped."""
+        return self.is_owed or self._interval_ends(self.config.intervals.checkpoint_samples)
 
     def _interval_ends(self, interval: int) -> bool:
         before = self.samples_seen - self.stage.batch
