@@ -12,13 +12,14 @@ BF16_Optimizer.
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 import os
 import sys
 import warnings
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from typing import Any
 
 import torch
@@ -40,7 +41,6 @@ with warnings.catch_warnings():
     from deepspeed.utils import (
         safe_get_full_fp32_param,
         safe_get_full_grad,
-        safe_get_full_optimizer_state,
         safe_get_local_fp32_param,
     )
 
@@ -99,7 +99,10 @@ class DeepSpeed:
     ) -> None:
         """Hand the module over; raise UsageError where this DeepSpeed lacks a hook."""
         self.stage = int(config["zero_optimization"]["stage"])
-        self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
+        with redirect_stdout(io.StringIO()):  # it prints its memory; stdout is for results
+            self._engine, *_ = deepspeed.initialize(
+                model=module, optimizer=optimizer, config=config
+            )
         self._norm: Tensor | None = None  # scaled, of the step that is under way
         self._kind = next((k for k in _HOOKS if isinstance(self._engine.optimizer, k)), None)
         if (self._kind is None) != (self.stage == 0):
@@ -238,14 +241,6 @@ class DeepSpeed:
         """Return the averaged gradient, whole, between the last backward and the step."""
         gradient: Tensor | None = safe_get_full_grad(parameter)
         return gradient
-
-    def optimizer_state(self, parameter: nn.Parameter, key: str) -> Tensor:
-        """Return one state of the optimizer (`exp_avg`), whole; every rank must call it."""
-        if self.stage == 0:
-            state: Tensor = self._engine.optimizer.state[parameter][key]
-            return state
-        whole: Tensor = safe_get_full_optimizer_state(parameter, key)
-        return whole
 
     def close(self) -> None:
         """Let go of everything; nothing can be called afterwards."""

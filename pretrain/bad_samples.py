@@ -54,12 +54,15 @@ class BadSamples:
         return {kind: count for kind, count in summed.items() if count}
 
 
-def drop_rows_after(folder: Path, samples_seen: int) -> dict[str, int]:
-    """Remove rows of positions that a resumed run will come to again; count the others by kind."""
+def drop_rows_after(folder: Path, position: int) -> dict[str, int]:
+    """Remove rows of positions that a resumed run will come to again; count the others by kind.
+
+    `position` is where it goes on in the order of data.
+    """
     left: Counter[str] = Counter()
     for path in folder.glob(_PATTERN):
         lines = path.read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if _position(line) < samples_seen]
+        kept = [line for line in lines if _position(line) < position]
         publish_text(path, "".join(f"{line}\n" for line in kept))
         left.update(_known(str(json.loads(line).get("kind"))) for line in kept)
     return dict(left)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,7 @@ from pretrain.data.remote import CachePlan
 from pretrain.data.streaming import Stream, StreamDataset, stream_batches
 from pretrain.ema import Ema
 from pretrain.engine import Engine
+from pretrain.initial import start_towers
 from pretrain.model.clip import DEFAULT_IMAGE_WIDTH, ClipModel, Json, read_model_config
 from pretrain.model.heads import Heads
 from pretrain.model.positions import carried, carry_weights
@@ -63,15 +64,24 @@ class Parts:
     teacher: Teacher | None
     ema: Ema | None
 
-    def batches(self, *, first: int, last: int, num_workers: int) -> Batches:
-        """Yield this rank's parts of the global batches over samples consumed [first, last)."""
+    def batches(
+        self, *, first: int, last: int, num_workers: int, skipped: Sequence[tuple[int, int]] = ()
+    ) -> Batches:
+        """Yield this rank's parts of the global batches over samples consumed [first, last).
+
+        `skipped` are ranges of positions that are left out (data/order.py).
+        """
+        self.dataset.plan = replace(self.dataset.plan, skipped=tuple(skipped))
         return open_batches(self.dataset, first=first, last=last, num_workers=num_workers)
 
 
-def build_parts(config: PretrainConfig, stage: Stage, device: torch.device) -> Parts:
+def build_parts(
+    config: PretrainConfig, stage: Stage, device: torch.device, *, starts: bool = True
+) -> Parts:
     """Build everything that a stage needs, with fresh weights; ranks end up with equal ones.
 
-    `config` is the whole run's; the processes have started (engine.start_processes).
+    `config` is the whole run's; the processes have started (engine.start_processes). Where a run
+    `starts`, towers with `initial` weights get them; elsewhere a checkpoint will fill them.
     """
     stages = Stages.of(config).stages
     first = stages[0].config
@@ -81,7 +91,7 @@ def build_parts(config: PretrainConfig, stage: Stage, device: torch.device) -> P
     tokenizer = run_tokenizer(first, data, length, counted=counted)
     if stage.config.data != first.data:
         data = read_data(stage.config)
-    return _build_stage(stage, data, tokenizer, device, before=None)
+    return _build_stage(stage, data, tokenizer, device, before=None, starts=starts)
 
 
 def next_parts(before: Parts, stage: Stage) -> Parts:
@@ -98,6 +108,8 @@ def _build_stage(
     tokenizer: Tokenizer,
     device: torch.device,
     before: Parts | None,
+    *,
+    starts: bool = False,
 ) -> Parts:
     config = stage.config
     check_batch(config, dist.get_world_size())
@@ -117,6 +129,8 @@ def _build_stage(
         averages = None
         if before is not None and before.ema is not None:
             averages = carried(before.ema.whole(), before.engine.model.config, model)
+        if starts:
+            start_towers(model, config, tokenizer)
         if before is not None:
             weights = {n: w.to("cpu", copy=True) for n, w in before.engine.weights().items()}
             carry_weights(weights, before.engine.model.config, model)

@@ -171,14 +171,6 @@ class Engine:
         }
         return {name: gradient for name, gradient in found.items() if gradient is not None}
 
-    def optimizer_state(self, key: str) -> dict[str, Tensor]:
-        """Return one state of the optimizer (`exp_avg`) by parameter name, after a first step."""
-        return {
-            name: self._deepspeed.optimizer_state(parameter, key)
-            for name, parameter in self.model.named_parameters()
-            if parameter.requires_grad
-        }
-
     def extra_state(self) -> dict[str, Any]:
         """Return what DeepSpeed does not know of, as JSON has it; the same on every rank."""
         return {

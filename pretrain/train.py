@@ -13,13 +13,14 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 
-from configs.errors import PairmillError, TrainingError, UsageError
+from configs.errors import PairmillError, UsageError
 from configs.load import to_yaml
 from configs.publish import publish_text
 from pretrain.accumulation import backward
@@ -36,7 +37,7 @@ from pretrain.ranks import Stop, StopRequest, on_first_rank
 from pretrain.resume import Found, newest_sound, restore
 from pretrain.run_lock import lock_run
 from pretrain.saving import ResumePoint, Saver
-from pretrain.stability import SpikeLog, drop_spikes_after
+from pretrain.stability import SpikeLog, Stability, drop_spikes_after
 from pretrain.stages import Stage, Stages
 from pretrain.telemetry import Telemetry, peak_memory_bytes
 
@@ -75,7 +76,6 @@ class Run:
     lock: IO[str] | None  # rank 0 alone
     spikes: SpikeLog
     saved_step: int
-    skipped_ranges: tuple[tuple[int, int], ...]  # of positions in the order of data
     saver: Saver
     evaluator: Evaluate | None
     is_owed: bool = False  # a checkpoint, because the step it was due at was skipped
@@ -133,6 +133,7 @@ class Run:
         if stability.note(value, skipped=report.skipped, clipped=report.clipped):
             self.spikes.write(
                 samples_seen=self.samples_seen,
+                position=stability.position(self.samples_seen - self.stage.batch),
                 loss=value,
                 gradient_norm=report.gradient_norm,
                 keys=keys,
@@ -169,13 +170,12 @@ class Run:
         Not of a step that was skipped: it is owed until one is taken. A failure is a warning, and
         raises CheckpointError where the run ends with it.
         """
-        if self.is_finished():
-            self.check_sound()
         self.is_owed = bool(self.parts.engine.stability.skipped_in_a_row)
         if self.saved_step != self.step_number and not self.is_owed:
             _, bad = self._over_ranks([])
             num_bad = sum(bad.values())
-            point = ResumePoint(self.step_number, num_bad, self.skipped_ranges)
+            ranges = tuple(self.parts.engine.stability.skipped_ranges)
+            point = ResumePoint(self.step_number, num_bad, ranges)
             failure = self.saver.save(self.parts, point)
             self.saved_step = self.step_number if self.saver.is_writing else -1
             if not self.config.checkpoint.asynchronous:
@@ -230,6 +230,7 @@ class Run:
             "gradient_norm": report.gradient_norm,
             "clip_rate": meter.clipped / meter.steps,
             "skipped_steps": stability.skipped_steps,
+            "rollbacks": stability.rollbacks,
             "logit_scale": float(self.parts.engine.model.clip.logit_scale.detach().exp()),
             "learning_rate": learning_rate,
             "peak_memory_bytes": peak_memory_bytes(),
@@ -253,18 +254,6 @@ class Run:
     def _epoch(self) -> dict[str, float]:
         num_samples = self.parts.data.num_samples  # of a stream: not known
         return {"epoch": self.samples_seen / num_samples} if num_samples else {}
-
-    def check_sound(self) -> None:
-        """Raise TrainingError where the last steps were skipped: their weights may be lost."""
-        if not self.parts.engine.stability.skipped_in_a_row:
-            return
-        raise TrainingError(
-            f"training diverged by {self.samples_seen:,} samples: the last "
-            f"{self.parts.engine.stability.skipped_in_a_row} steps were not finite; nothing of it "
-            f"was saved. The same line continues from the last checkpoint in {self.config.output}; "
-            "to go on differently, lower optimizer.learning_rate or optimizer.clipping in another "
-            "`output`."
-        )
 
     def _over_ranks(self, means: list[torch.Tensor]) -> tuple[list[float], dict[str, int]]:
         """Return the means of `means` over the ranks, and the bad samples of all by kind."""
@@ -294,12 +283,10 @@ def pretrain(
     run = None
     try:
         stages, device = Stages.of(config), start_processes(config.engine.num_threads)
-        lock = lock_run(config)
-        found = newest_sound(config)
-        stage = stages.at(found.record.step if found else 0)
-        run = open_run(config, stages, build_parts(config, stage, device), found, lock, evaluate)
+        run = start(config, stages, device, lock_run(config), evaluate)
         started, first = time.perf_counter(), run.samples_seen
-        loop(run, request)
+        while loop(run, request) is Ended.DIVERGED:
+            run = go_back(run)
     finally:
         request.restore_handlers()
         if run is not None:
@@ -309,6 +296,45 @@ def pretrain(
     return Outcome(run.is_finished(), run.samples_seen, rate, run.parts.group.rank == 0)
 
 
+def start(
+    config: PretrainConfig,
+    stages: Stages,
+    device: torch.device,
+    lock: IO[str] | None,
+    evaluate: Evaluate | None,
+    stability: Stability | None = None,
+) -> Run:
+    """Open the run at its newest sound checkpoint, or at the beginning.
+
+    `stability` is that of the same run where it goes back within this process.
+    """
+    found = newest_sound(config)
+    stage = stages.at(found.record.step if found else 0)
+    parts = build_parts(config, stage, device, starts=found is None)
+    return open_run(config, stages, parts, found, lock, evaluate, stability)
+
+
+def go_back(run: Run) -> Run:
+    """Return the run at its last checkpoint, with the data since then left out.
+
+    Raises TrainingError where there is no checkpoint, or it went back too often already.
+    """
+    run.saver.wait()  # a checkpoint that is being written is the one to go back to
+    found, stability = newest_sound(run.config), run.parts.engine.stability
+    stability.check_can_go_back(found is not None, run.samples_seen, run.config.output)
+    assert found is not None
+    left_out = stability.go_back(found.record.samples_seen, run.samples_seen)
+    if run.telemetry is not None:
+        say(
+            f"WARNING: {run.samples_seen:,} samples: too many steps in a row were not finite; back "
+            f"to {found.record.samples_seen:,}, and past the data at positions {left_out}."
+        )
+        run.telemetry.close()
+    device = run.parts.engine.device
+    run.parts.engine.close()
+    return start(run.config, run.stages, device, run.lock, run.evaluator, stability)
+
+
 def open_run(
     config: PretrainConfig,
     stages: Stages,
@@ -316,14 +342,18 @@ def open_run(
     found: Found | None,
     lock: IO[str] | None,
     evaluator: Evaluate | None,
+    stability: Stability | None,
 ) -> Run:
     """Restore the checkpoint or start at zero, open the log."""
     folder = Path(config.output)
     point = restore(config, parts, found)
+    if stability is not None:
+        parts.engine.stability = stability
     telemetry = None
     samples_seen = parts.stage.samples_at(point.step_number)
-    bad_before = on_first_rank(lambda: drop_rows_after(folder, samples_seen))
-    on_first_rank(lambda: drop_spikes_after(folder, samples_seen))
+    position = parts.engine.stability.position(samples_seen)
+    bad_before = on_first_rank(lambda: drop_rows_after(folder, position))
+    on_first_rank(lambda: drop_spikes_after(folder, position))
     if parts.group.rank == 0:
         publish_text(folder / "config.yaml", to_yaml(config))
         telemetry = Telemetry(folder, samples_seen=samples_seen, total_samples=stages.num_samples)
@@ -339,7 +369,6 @@ def open_run(
         lock=lock,
         spikes=SpikeLog(folder, rank=parts.group.rank),
         saved_step=point.step_number,
-        skipped_ranges=point.skipped_ranges,
         saver=Saver(config, parts.group),
         evaluator=evaluator,
     )
@@ -350,7 +379,15 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def loop(run: Run, request: StopRequest) -> None:
+class Ended(Enum):
+    """Why steps are no longer taken."""
+
+    FINISHED = auto()
+    STOPPED = auto()  # on request
+    DIVERGED = auto()  # too many steps in a row were not finite
+
+
+def loop(run: Run, request: StopRequest) -> Ended:
     """Take steps until the budget is spent or a stop is agreed on, stage after stage."""
     while not run.is_finished():
         if run.step_number == run.stage.last_step:
@@ -359,16 +396,20 @@ def loop(run: Run, request: StopRequest) -> None:
             run.enter(stage)
             if run.telemetry is not None:
                 say(describe(stage, run.parts.data, run.parts.group.size))
-        if loop_stage(run, request):
-            return
+        ended = loop_stage(run, request)
+        if ended is not Ended.FINISHED:
+            return ended
+    return Ended.FINISHED
 
 
-def loop_stage(run: Run, request: StopRequest) -> bool:
-    """Take the steps of the present stage, save on the way; return whether a stop was agreed on."""
+def loop_stage(run: Run, request: StopRequest) -> Ended:
+    """Take the steps of the present stage, save on the way; return why it ended."""
+    stability = run.parts.engine.stability
     source = run.parts.batches(
         first=run.samples_seen,
         last=run.stage.last_sample,
         num_workers=run.stage.config.data.num_workers,
+        skipped=stability.skipped_ranges,
     )
     run.meter = Meter()
     while run.step_number < run.stage.last_step:
@@ -376,12 +417,13 @@ def loop_stage(run: Run, request: StopRequest) -> bool:
         error = batch if isinstance(batch, PairmillError) else None
         if request.agreed(run.step_number, error):
             run.save(is_last=True)
-            return True
+            return Ended.STOPPED
         assert isinstance(batch, Batch)
         run.step(batch)
-        if run.parts.engine.stability.must_go_back:
-            run.check_sound()
+        at_end = run.step_number == run.stage.last_step
+        if stability.must_go_back(at_end=at_end):
+            return Ended.DIVERGED
         run.evaluate()
-        if run.checkpoint_due() or run.step_number == run.stage.last_step:
+        if run.checkpoint_due() or at_end:
             run.save(is_last=run.is_finished())
-    return False
+    return Ended.FINISHED

@@ -105,11 +105,16 @@ def test_steps_that_are_not_finite_are_counted_in_a_row_and_spikes_stand_out():
     assert not any(marked)
     assert stability.note(4.0, skipped=False, clipped=True)  # 20 deviations
     assert stability.note(float("nan"), skipped=True, clipped=False)
-    assert not stability.must_go_back
+    assert not stability.must_go_back(at_end=False)
+    assert stability.must_go_back(at_end=True)
     assert not stability.note(2.0, skipped=False, clipped=False)
     for _ in range(2):
         stability.note(float("inf"), skipped=True, clipped=False)
-    assert stability.must_go_back
+    assert stability.must_go_back(at_end=False)
+    assert stability.go_back(100, 116) == (100, 116)
+    assert (stability.position(99), stability.position(100)) == (99, 116)
+    assert stability.go_back(100, 132) == (116, 148)  # past both
+    assert not stability.must_go_back(at_end=True)
     assert (stability.skipped_steps, stability.clipped_steps) == (3, 1)
     copy = Stability(StabilityConfig(max_skipped_steps=2))
     copy.load_state_dict(json.loads(json.dumps(stability.state_dict())))

@@ -6,17 +6,26 @@ Each check saves what rank 0 found to FOLDER/CHECK-WORLD.pt; test_engine.py comp
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
 from configs.load import load_config
 from pretrain.accumulation import backward
+from pretrain.clipping import clippings
 from pretrain.config import PretrainConfig
 from pretrain.engine import Engine, start_processes
 from pretrain.objectives.group import world_or_solo
 from tests.pretrain.objective_rows import ROWS, batch_of, model_of, teacher_of, total_of
 
 STAGES = (0, 1, 2, 3)
+GOLDEN = Path(__file__).resolve().parents[2] / "golden/objectives/gradclip.npz"
+NUM_NORMS = 210  # of 400: with the spikes at 10, 40, 41, 90, 150 and 200
+CLIPPINGS = {
+    "zclip/default": ("zclip", {"max_norm": 1.0}),
+    "zclip/mean": ("zclip", {"spike": "mean"}),
+    "autoclip/p10": ("autoclip", {"percentile": 10.0}),
+}
 
 
 def cut(size: int, micro: int) -> list[dict[str, object]]:
@@ -48,6 +57,13 @@ def engine_of(config, row, stage: int, precision: str = "fp32", **optimizer) -> 
     return engine, compare
 
 
+def states_of(engine) -> list[dict[str, torch.Tensor]]:
+    """What this rank holds of the optimizer's state."""
+    optimizer = engine._deepspeed._engine.optimizer
+    inner = optimizer if engine.zero_stage == 0 else optimizer.optimizer
+    return [state for state in inner.state.values() if state]
+
+
 def gradients(config) -> list:
     """Gradients before the optimizer: every stage, the whole batch at once and in micro-batches."""
     found = []
@@ -62,6 +78,126 @@ def gradients(config) -> list:
                 own = {n: g.clone() for n, g in engine.gradients().items()}
                 norm = engine.step(0.0).gradient_norm
                 found.append((f"{row[0]} {row[1]}", stage, local // micro, own, norm))
+    return found
+
+
+def repeated(config) -> list:
+    """Negative control: backward passes of two micro-batches without an explicit boundary."""
+    found = []
+    for stage in (1, 2):
+        engine, compare = engine_of(config, ROWS[6], stage)
+        inner, size = engine._deepspeed._engine, config.global_batch_size
+        inner.set_gradient_accumulation_boundary = lambda is_boundary: None
+        backward(engine, cut(size, size // world_or_solo().size // 2), compare)
+        found.append((stage, {n: g.clone() for n, g in engine.gradients().items()}))
+    return found
+
+
+def descent(config) -> list:
+    """Weights after 20 steps of plain SGD, in two micro-batches a rank."""
+    found, size = [], config.global_batch_size
+    for stage in STAGES:
+        engine, compare = engine_of(config, ROWS[0], stage, name="sgd", weight_decay=0.0)
+        parts = cut(size, size // world_or_solo().size // 2)
+        for _ in range(20):
+            backward(engine, parts, compare)
+            engine.step(0.01)
+        found.append((stage, {n: w.clone() for n, w in engine.weights().items()}))
+    return found
+
+
+def not_finite(config) -> list:
+    """A loss that is not finite on the last rank alone: what the others did, and the next step."""
+    found, group, size = [], world_or_solo(), config.global_batch_size
+    for stage, precision in [(stage, "fp32") for stage in STAGES] + [(1, "bf16"), (2, "bf16")]:
+        engine, compare = engine_of(config, ROWS[0], stage, precision)
+        parts = cut(size, size // group.size // 2)
+
+        def spoilt(features, compare=compare):
+            loss = compare(features)
+            bad = loss.loss + (torch.inf if group.rank == group.size - 1 else 0.0)
+            return loss._replace(loss=bad)
+
+        backward(engine, parts, compare)
+        engine.step(1e-3)
+        before = {n: w.clone() for n, w in engine.weights().items()}
+        backward(engine, parts, spoilt)
+        skipped = engine.step(1e-3)
+        same = all(torch.equal(w, before[n]) for n, w in engine.weights().items())
+        backward(engine, parts, compare)
+        after = engine.step(1e-3)
+        moved = any(not torch.equal(w, before[n]) for n, w in engine.weights().items())
+        found.append((stage, precision, tuple(skipped), same, tuple(after), moved))
+    return found
+
+
+def resumed(config) -> list:
+    """Two steps, saved, and two more; against the same two in a new engine that loaded."""
+    found, size = [], config.global_batch_size
+    parts = cut(size, size // world_or_solo().size // 2)
+    zclip = clippings.section("zclip")(name="zclip", warmup_steps=2, z_threshold=0.1)
+    sequence = [(stage, "fp32") for stage in STAGES] + [(1, "bf16"), (3, "bf16")]
+    for stage, precision in sequence:
+        folder = Path(sys.argv[2]) / f"state-{stage}-{precision}-{world_or_solo().size}"
+        states = []
+        engine, compare = engine_of(config, ROWS[6], stage, precision, clipping=zclip)
+        for half in range(2):
+            for _ in range(2):
+                backward(engine, parts, compare)
+                engine.step(1e-2)
+            if half == 0:
+                engine.save(folder)
+        for again in range(2):
+            if again:
+                engine, compare = engine_of(config, ROWS[6], stage, precision, clipping=zclip)
+                engine.load(folder)
+                for _ in range(2):
+                    backward(engine, parts, compare)
+                    engine.step(1e-2)
+            weights = {n: w.clone() for n, w in engine.weights().items()}
+            moments = [s["exp_avg"].clone() for s in states_of(engine)]
+            states.append((weights, moments, engine.extra_state()))
+        (w1, m1, e1), (w2, m2, e2) = states
+        same_weights = all(torch.equal(w1[name], w2[name]) for name in w1)
+        same_moments = len(m1) == len(m2) and all(map(torch.equal, m1, m2))
+        found.append((stage, precision, same_weights, same_moments, e1, e2))
+    return found
+
+
+def golden(config) -> list:
+    """Golden sequences of norms through forward, loss, backward and step of the engine.
+
+    AdamW with beta1 = 0 keeps the gradient that it was given as its first moment, and a learning
+    rate of 0 the weights: so the loss times norm / first norm has a gradient of that norm, and
+    what was made of it can be read.
+    """
+    found = []
+    with np.load(GOLDEN) as arrays:
+        norms = arrays["seq/grad_norm"].tolist()[:NUM_NORMS]
+    row = ({"name": "clip"}, {"name": "cosine"})
+    parts = cut(4, 4 // world_or_solo().size)
+    for case, (name, keywords) in CLIPPINGS.items():
+        for stage in (0, 2) if case == "zclip/default" else (2,):
+            section = clippings.section(name)(name=name, **keywords)
+            engine, compare = engine_of(config, row, stage, clipping=section, beta1=0.0)
+            backward(engine, parts, compare)
+            first = engine.step(0.0).gradient_norm
+            engine.clipping = section.build()  # its history begins with the sequence
+            rows = []
+            for norm in norms:
+                factor = norm / first
+
+                def scaled(features, factor=factor, compare=compare):
+                    loss = compare(features)
+                    return loss._replace(loss=loss.loss * factor)
+
+                backward(engine, parts, scaled)
+                report = engine.step(0.0)
+                square = sum(s["exp_avg"].double().square().sum() for s in states_of(engine))
+                if stage > 0:  # each rank has its own part
+                    dist.all_reduce(square)
+                rows.append((report.gradient_norm, report.threshold, float(square.sqrt())))
+            found.append((case, stage, rows))
     return found
 
 
