@@ -68,7 +68,7 @@ class ZClip:
 
     With running mean m and variance v of the norms g: z = (g - m) / (sqrt(v) + eps). A step with
     z > z_threshold is clipped to c = factor * (m + z_threshold * sqrt(v) * z_threshold / z), or to
-    c = factor * m (`spike: mean`). In `mode: percentile` every step is clipped to
+    c = m (`spike: mean`). In `mode: percentile` every step is clipped to
     m + z_threshold * sqrt(v). m and v then take in c where the step was clipped, g elsewhere (the
     variance with the new mean). During the warmup norms are collected; max_norm is a plain limit
     on top, at every step, that m and v do not see.
@@ -94,13 +94,15 @@ class ZClip:
         self.warmup_norms: list[float] = []
         self.mean: float | None = None  # None during the warmup
         self.variance: float | None = None
+        self.last_spike: float | None = None  # clip value of the last step, None where ordinary
 
     def threshold(self, norm: float) -> float | None:
         """Return the lower of the adaptive threshold and max_norm."""
-        limits = [x for x in (self.spike_threshold(norm), self._max_norm) if x is not None]
+        self.last_spike = self._spike_threshold(norm)
+        limits = [x for x in (self.last_spike, self._max_norm) if x is not None]
         return min(limits, default=None)
 
-    def spike_threshold(self, norm: float) -> float | None:
+    def _spike_threshold(self, norm: float) -> float | None:
         """Take the norm in; return the clip value of a spike, None for an ordinary step."""
         if self.mean is None or self.variance is None:
             self._warm_up(norm)
@@ -113,7 +115,7 @@ class ZClip:
             clip = limit if norm > limit else None
         elif z > self._z_threshold:
             shrunk = self._z_threshold * deviation * (self._z_threshold / z)
-            clip = self._factor * (self.mean + (0.0 if self._spike == "mean" else shrunk))
+            clip = self.mean if self._spike == "mean" else self._factor * (self.mean + shrunk)
         if not (clip is not None and self._skip_spikes):
             self._take_in(norm if clip is None else clip)
         return clip
@@ -133,13 +135,19 @@ class ZClip:
         self.variance = a * self.variance + (1 - a) * (norm - self.mean) ** 2
 
     def state_dict(self) -> State:
-        """Return mean, variance and the norms of an unfinished warmup."""
-        return {"mean": self.mean, "variance": self.variance, "warmup_norms": self.warmup_norms}
+        """Return mean, variance, the norms of an unfinished warmup, and the last clip value."""
+        return {
+            "mean": self.mean,
+            "variance": self.variance,
+            "warmup_norms": self.warmup_norms,
+            "last_spike": self.last_spike,
+        }
 
     def load_state_dict(self, state: State) -> None:
         """Take them back."""
         self.mean, self.variance = state["mean"], state["variance"]
         self.warmup_norms = list(state["warmup_norms"])
+        self.last_spike = state["last_spike"]
 
 
 class AutoClip:

@@ -24,6 +24,7 @@ from pretrain.objectives.cloob import retrieve
 from pretrain.objectives.group import Solo
 from pretrain.objectives.infoloob import loob
 from pretrain.objectives.rows import dot, unit
+from tools.conformance.gradclip import check_gradclip
 from tools.conformance.objective_ranks import on_ranks
 from tools.conformance.table import Row, compare, not_built
 
@@ -393,5 +394,7 @@ def check(folder: Path) -> Iterator[Row]:
     for path in sorted(folder.glob("*.npz")):
         if path.stem in checks:
             yield from checks[path.stem](Golden(path))
+        elif path.stem == "gradclip":
+            yield from check_gradclip(path)
         elif path.stem != "inputs":
             yield not_built(path.stem, "the whole file")
