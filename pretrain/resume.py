@@ -41,6 +41,7 @@ _FREE_KEYS = {
     "data.max_bad_fraction",
     "engine.num_threads",
     "engine.zero_stage",
+    "stability",
     "model",  # what the file says is compared
 }
 
