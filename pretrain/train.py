@@ -2,20 +2,17 @@
 
     outcome = pretrain(config)       # the same call continues a stopped run
 
-Read `pretrain` first, then `Run.step`. The state of a run is its samples seen: data order, masks
-and learning rate are functions of it. SIGTERM and SIGUSR1 mean: finish the step, save, stop (exit
-75).
+Read `pretrain` first, then `loop`, then `Run.step` in run.py. The state of a run is its samples
+seen: data order, masks and learning rate are functions of it. SIGTERM and SIGUSR1 mean: finish the
+step, save, stop (exit 75).
 """
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from enum import Enum, auto
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -23,23 +20,21 @@ import torch.distributed as dist
 from configs.errors import PairmillError, UsageError
 from configs.load import to_yaml
 from configs.publish import publish_text
-from pretrain.accumulation import backward
 from pretrain.arithmetic import describe
-from pretrain.bad_samples import BadSamples, check_share, drop_rows_after
-from pretrain.build import Parts, build_parts, next_parts
+from pretrain.bad_samples import BadSamples, drop_rows_after
+from pretrain.build import Parts, build_parts
 from pretrain.config import PretrainConfig
 from pretrain.data.loader import Batch
-from pretrain.engine import StepReport, start_processes
-from pretrain.in_loop import Evaluate, evaluate_model
-from pretrain.inputs import forward_inputs, micro_batches
-from pretrain.objectives.accuracy import batch_accuracy
+from pretrain.engine import start_processes
+from pretrain.in_loop import Evaluate
 from pretrain.ranks import Stop, StopRequest, on_first_rank
 from pretrain.resume import Found, newest_sound, restore
+from pretrain.run import Meter, Run, say
 from pretrain.run_lock import lock_run
-from pretrain.saving import ResumePoint, Saver
+from pretrain.saving import Saver
 from pretrain.stability import SpikeLog, Stability, drop_spikes_after
-from pretrain.stages import Stage, Stages
-from pretrain.telemetry import Telemetry, peak_memory_bytes
+from pretrain.stages import Stages
+from pretrain.telemetry import Telemetry
 
 STOPPED_ON_REQUEST = 75  # exit code (EX_TEMPFAIL): worth requeueing
 
@@ -51,221 +46,6 @@ class Outcome(NamedTuple):
     samples_seen: int
     samples_per_second: float
     is_first_rank: bool
-
-
-@dataclass
-class Meter:
-    """Sums over the steps since the last logged row."""
-
-    started: float = field(default_factory=time.perf_counter)
-    waited: float = 0.0
-    steps: int = 0
-    clipped: int = 0
-
-
-@dataclass
-class Run:
-    """A run in progress on one rank."""
-
-    config: PretrainConfig
-    stages: Stages
-    parts: Parts  # of the present stage
-    step_number: int
-    telemetry: Telemetry | None  # rank 0 alone
-    bad_samples: BadSamples
-    lock: IO[str] | None  # rank 0 alone
-    spikes: SpikeLog
-    saved_step: int
-    saver: Saver
-    evaluator: Evaluate | None
-    is_owed: bool = False  # a checkpoint, because the step it was due at was skipped
-    meter: Meter = field(default_factory=Meter)
-
-    @property
-    def samples_seen(self) -> int:
-        """Samples of finished steps, over all ranks."""
-        return self.stage.samples_at(self.step_number)
-
-    @property
-    def stage(self) -> Stage:
-        """The present stage."""
-        return self.parts.stage
-
-    def enter(self, stage: Stage) -> None:
-        """Go on in the next stage."""
-        self.parts = next_parts(self.parts, stage)
-
-    def step(self, batch: Batch) -> None:
-        """Encode, compare, update; log where a log interval ends in this step."""
-        engine = self.parts.engine
-        compared: Any = {"similarity": engine.model.similarity, "group": self.parts.group}
-        progress = self.samples_seen / self.stages.num_samples
-        inputs = [
-            forward_inputs(part, self.parts.objective, engine.model, self.parts.teacher)
-            for part in micro_batches(batch, self.stage.config.micro_batch_size)
-        ]
-        features, loss = backward(
-            engine,
-            inputs,
-            lambda features: self.parts.objective(features._replace(progress=progress), **compared),
-        )
-        learning_rate = self.stage.learning_rate(self.samples_seen)
-        report = engine.step(learning_rate)
-        if self.parts.ema is not None and not report.skipped:
-            self.parts.ema.update(self.stage.batch)
-        self.step_number += 1
-        self.meter.steps += 1
-        self.bad_samples.note(batch.bad)
-        self._watch(loss.loss, report, batch.key)
-        if self._interval_ends(self.config.intervals.log_samples) or self.is_finished():
-            accuracy_i2t, accuracy_t2i = batch_accuracy(features, **compared)
-            means = {"loss": loss.loss, "accuracy_i2t": accuracy_i2t, "accuracy_t2i": accuracy_t2i}
-            if len(loss.terms) > 1:
-                means |= {f"loss/{name}": term for name, term in loss.terms.items()}
-            self._log(means, report, learning_rate)
-
-    def _watch(self, loss: torch.Tensor, report: StepReport, keys: list[str]) -> None:
-        """Count the step; write it down where it was skipped or its loss is a spike."""
-        mean, group = loss.detach().float().clone(), self.parts.group
-        if group.size > 1:
-            dist.all_reduce(mean)
-        stability, value = self.parts.engine.stability, float(mean) / group.size
-        if stability.note(value, skipped=report.skipped, clipped=report.clipped):
-            self.spikes.write(
-                samples_seen=self.samples_seen,
-                position=stability.position(self.samples_seen - self.stage.batch),
-                loss=value,
-                gradient_norm=report.gradient_norm,
-                keys=keys,
-            )
-        self.meter.clipped += report.clipped
-
-    def evaluate(self) -> None:
-        """Evaluate the model where an interval of it ended in the last step; log the numbers.
-
-        Every rank must call it. Data workers go on meanwhile.
-        """
-        section, parts = self.config.evaluation, self.parts
-        if self.evaluator is None or section is None:
-            return
-        if not self._interval_ends(section.interval_samples) and not self.is_finished():
-            return
-        started = time.perf_counter()
-        found = evaluate_model(self.evaluator, parts.engine, parts.tokenizer, parts.group)
-        seconds = time.perf_counter() - started
-        self.meter.started += seconds  # not time of training
-        if self.telemetry is not None:
-            self.telemetry.log_evaluation(self.step_number, self.samples_seen, found, seconds)
-
-    def fetch(self, source: Iterator[Batch | PairmillError]) -> Batch | PairmillError:
-        """Return the next batch, or the error that making it ended with; measure the wait."""
-        waiting = time.perf_counter()
-        batch = next(source)
-        self.meter.waited += time.perf_counter() - waiting
-        return batch
-
-    def save(self, *, is_last: bool = False) -> None:
-        """Have a checkpoint written, unless this step has one; every rank must call it.
-
-        Not of a step that was skipped: it is owed until one is taken. A failure is a warning, and
-        raises CheckpointError where the run ends with it.
-        """
-        self.is_owed = bool(self.parts.engine.stability.skipped_in_a_row)
-        if self.saved_step != self.step_number and not self.is_owed:
-            _, bad = self._over_ranks([])
-            num_bad = sum(bad.values())
-            ranges = tuple(self.parts.engine.stability.skipped_ranges)
-            point = ResumePoint(self.step_number, num_bad, ranges)
-            failure = self.saver.save(self.parts, point)
-            self.saved_step = self.step_number if self.saver.is_writing else -1
-            if not self.config.checkpoint.asynchronous:
-                failure = self.saver.wait() or failure
-            if failure is not None and self.telemetry is not None:
-                print(
-                    f"WARNING: a checkpoint could not be saved: {failure}. Training goes on from "
-                    "memory; the next interval tries again.",
-                    file=sys.stderr,
-                    flush=True,
-                )
-        if is_last:
-            self.saver.finish()
-
-    def close(self) -> None:
-        """Close the log and let go of the run folder."""
-        if self.telemetry is not None:
-            self.telemetry.close()
-        if self.lock is not None:
-            self.lock.close()
-
-    def is_finished(self) -> bool:
-        """Whether the budget is spent."""
-        return self.step_number >= self.stages.num_steps
-
-    def checkpoint_due(self) -> bool:
-        """Whether a checkpoint interval ended in the last step, or in one that was skipped."""
-        return self.is_owed or self._interval_ends(self.config.intervals.checkpoint_samples)
-
-    def _interval_ends(self, interval: int) -> bool:
-        before = self.samples_seen - self.stage.batch
-        return before // interval != self.samples_seen // interval
-
-    def _log(
-        self, means: dict[str, torch.Tensor], report: StepReport, learning_rate: float
-    ) -> None:
-        meter = self.meter
-        values, bad = self._over_ranks(list(means.values()))
-        logged = dict(zip(means, values, strict=True))
-        stability = self.parts.engine.stability
-        elapsed = time.perf_counter() - meter.started
-        rate = meter.steps * self.stage.batch / elapsed
-        left = self.stages.num_samples - self.samples_seen
-        row = {
-            "step": self.step_number,
-            "stage": self.stage.number,
-            "samples_seen": self.samples_seen,
-            **self._epoch(),
-            **logged,
-            "samples_per_second": rate,
-            "data_wait_fraction": meter.waited / elapsed,
-            "gradient_norm": report.gradient_norm,
-            "clip_rate": meter.clipped / meter.steps,
-            "skipped_steps": stability.skipped_steps,
-            "rollbacks": stability.rollbacks,
-            "logit_scale": float(self.parts.engine.model.clip.logit_scale.detach().exp()),
-            "learning_rate": learning_rate,
-            "peak_memory_bytes": peak_memory_bytes(),
-            "skipped_samples": sum(bad.values()),
-            **{f"skipped/{kind}": n for kind, n in bad.items()},
-            "eta_seconds": left / rate,
-            "checkpoint_stall_seconds": self.saver.stall_seconds,
-            "seconds": elapsed,
-        }
-        self.meter = Meter()
-        self.saver.stall_seconds = 0.0
-        if self.telemetry is not None:
-            self.telemetry.log(row)
-        check_share(
-            bad,
-            samples_seen=self.samples_seen,
-            limit=self.config.data.max_bad_fraction,
-            folder=self.config.output,
-        )
-
-    def _epoch(self) -> dict[str, float]:
-        num_samples = self.parts.data.num_samples  # of a stream: not known
-        return {"epoch": self.samples_seen / num_samples} if num_samples else {}
-
-    def _over_ranks(self, means: list[torch.Tensor]) -> tuple[list[float], dict[str, int]]:
-        """Return the means of `means` over the ranks, and the bad samples of all by kind."""
-        device = self.parts.engine.device
-        here = torch.tensor(self.bad_samples.counts_here(), device=device).float()
-        values = torch.cat([*(mean.detach().float().reshape(1) for mean in means), here])
-        group = self.parts.group
-        if group.size > 1:
-            dist.all_reduce(values)
-        sums = values.tolist()
-        bad = self.bad_samples.in_all(sums[len(means) :])
-        return [value / group.size for value in sums[: len(means)]], bad
 
 
 def pretrain(
@@ -372,11 +152,6 @@ def open_run(
         saver=Saver(config, parts.group),
         evaluator=evaluator,
     )
-
-
-def say(text: str) -> None:
-    """Write a line for people."""
-    print(text, file=sys.stderr, flush=True)
 
 
 class Ended(Enum):

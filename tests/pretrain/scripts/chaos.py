@@ -18,7 +18,7 @@ from pretrain import checkpoint, saving, training_state
 from pretrain.data.remote import Cache
 from pretrain.engine import Engine
 from pretrain.model.clip import ClipModel
-from pretrain.train import Run
+from pretrain.run import Run
 
 NAN_STEP = 4
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from configs.load import load_config
 from pretrain.config import PretrainConfig
-from pretrain.train import Run, pretrain
+from pretrain.run import Run
+from pretrain.train import pretrain
 
 
 def note_keys(run: Run, batch) -> None:
