@@ -65,8 +65,8 @@ class Partition:
         """Set what `scalars` returned, as torch's optimizers keep it."""
         if self.flat is None:
             return
-        group = next(g for g in optimizer.param_groups if any(p is self.flat for p in g["params"]))
-        on_device = group.get("fused") or group.get("capturable")
+        # Alike in all groups, which hold no parameters between steps at stage 3.
+        on_device = optimizer.defaults.get("fused") or optimizer.defaults.get("capturable")
         device = self.flat.device if on_device else torch.device("cpu")
         for key, value in scalars.items():
             optimizer.state[self.flat][key] = torch.tensor(
