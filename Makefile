@@ -24,7 +24,7 @@ demo: $(READY) ## Make a pool of real pairs, curate it, train CLIP on it, evalua
 test: $(READY) ## Run all tests, two files at a time: real Ray, DeepSpeed processes, the chain end to end
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-soak: $(READY) ## Kill curation jobs at 10 random moments and compare every byte (PAIRMILL_TEST_SEED=N repeats)
+soak: $(READY) ## Kill curation jobs and a training run at random moments and compare every byte (PAIRMILL_TEST_SEED=N repeats)
 	@$(BIN)/python -m pytest -m soak -s
 
 check: $(READY) ## Check format, lint, types and import arrows, and run the fast tests

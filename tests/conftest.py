@@ -14,6 +14,7 @@ LONGEST_FIRST = (
     "slurm/test_curation.py",
     "pretrain/test_train.py",
     "pretrain/test_checkpoints.py",
+    "pretrain/test_chaos.py",
     "curation/test_reruns.py",
     "curation/test_faults.py",
     "curation/test_inputs.py",
