@@ -34,6 +34,7 @@ _FREE_KEYS = {
     "intervals",
     "checkpoint",
     "evaluation",
+    "telemetry",
     "data.num_workers",
     "data.manifest",  # their digest, with the mixture's weights, is compared
     "data.mixture",

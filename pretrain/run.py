@@ -21,6 +21,7 @@ from pretrain.build import Parts, next_parts
 from pretrain.config import PretrainConfig
 from pretrain.data.loader import Batch
 from pretrain.engine import StepReport
+from pretrain.estimate import step_flops
 from pretrain.in_loop import Evaluate, evaluate_model
 from pretrain.inputs import forward_inputs, micro_batches
 from pretrain.objectives.accuracy import batch_accuracy
@@ -216,6 +217,7 @@ class Run:
             "eta_seconds": left / rate,
             "checkpoint_stall_seconds": self.saver.stall_seconds,
             "seconds": elapsed,
+            **self._utilization(rate),
         }
         self.meter = Meter()
         self.saver.stall_seconds = 0.0
@@ -227,6 +229,15 @@ class Run:
             limit=self.config.data.max_bad_fraction,
             folder=self.config.output,
         )
+
+    def _utilization(self, samples_per_second: float) -> dict[str, float]:
+        """Model FLOPs a second over all ranks (estimate.py has the formula; what accumulation or
+        activation checkpointing computes again does not count), and as a share of the devices'.
+        """
+        flops = samples_per_second * step_flops(self.stage, self.parts.engine.model.config)
+        peak = self.config.telemetry.device_peak_flops
+        share = {} if peak is None else {"mfu": flops / (peak * self.parts.group.size)}
+        return {"model_flops_per_second": flops, **share}
 
     def _epoch(self) -> dict[str, float]:
         num_samples = self.parts.data.num_samples  # of a stream: not known

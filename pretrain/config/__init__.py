@@ -27,6 +27,7 @@ from pretrain.config.training import (
     IntervalConfig,
     OptimizerConfig,
     StabilityConfig,
+    TelemetryConfig,
 )
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "StabilityConfig",
     "StageConfig",
     "TeacherConfig",
+    "TelemetryConfig",
     "TokenizerConfig",
     "TowerConfig",
     "TowersConfig",

@@ -35,6 +35,7 @@ from pretrain.config.training import (
     IntervalConfig,
     OptimizerConfig,
     StabilityConfig,
+    TelemetryConfig,
 )
 from pretrain.model.logits import Logits
 from pretrain.model.similarity import similarities
@@ -105,6 +106,7 @@ class PretrainConfig(Config):
     ema: EmaConfig | None = None
     intervals: IntervalConfig = IntervalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
     evaluation: EvaluationConfig | None = None
     global_batch_size: PositiveInt
     micro_batch_size: PositiveInt | None = Field(

@@ -129,6 +129,15 @@ class EvaluationConfig(Config):
     suite: str = Field(description="a configuration of `pairmill evaluate`: a path or shipped name")
 
 
+class TelemetryConfig(Config):
+    """What the log needs to be told."""
+
+    device_peak_flops: PositiveFloat | None = Field(
+        default=None,
+        description="dense peak of one device in the run's precision, for `mfu`: H100 bf16 989e+12",
+    )
+
+
 class CheckpointConfig(Config):
     """How checkpoints are written.
 

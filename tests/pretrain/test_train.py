@@ -31,7 +31,8 @@ from tests.pretrain.conftest import TINY_MODEL, make_config, png, run_ranks, wri
 pytestmark = [pytest.mark.distributed, pytest.mark.filterwarnings("ignore")]
 
 TIMES = {"samples_per_second", "data_wait_fraction", "eta_seconds", "seconds", "peak_memory_bytes",
-         "checkpoint_stall_seconds"}  # fmt: skip
+         "checkpoint_stall_seconds",
+         "model_flops_per_second", "mfu"}  # fmt: skip
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
