@@ -128,7 +128,8 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Tokenizer.train_words(captions, vocab_size=64, context_length=8).save(checkpoint / "model")
     record = {"samples_seen": 1280, "step": 10, "skipped_samples": 0, "config_digest": "c"}
     record |= {"manifest_digest": "m", "world_size": 1, "threads": 1, "zero_stage": 0}
-    seal(checkpoint, {**record, "versions": {}})
+    record |= {"device": "cpu", "versions": {}}
+    seal(checkpoint, record, {})
     (run / "checkpoints" / "latest").write_text(f"{checkpoint.name}\n")
     return run
 
