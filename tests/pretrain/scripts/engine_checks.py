@@ -62,8 +62,10 @@ def engine_of(config, row, stage: int, precision: str = "fp32", **optimizer) -> 
 def states_of(engine) -> list[dict[str, torch.Tensor]]:
     """What this rank holds of the optimizer's state."""
     optimizer = engine._deepspeed._engine.optimizer
-    inner = optimizer if engine.zero_stage == 0 else optimizer.optimizer
-    return [state for state in inner.state.values() if state]
+    if engine.zero_stage > 0:  # one state a group
+        return [state for state in optimizer.optimizer.state.values() if state]
+    parameters = (p for group in optimizer.param_groups for p in group["params"])
+    return [optimizer.state[p] for p in parameters if optimizer.state.get(p)]
 
 
 def gradients(config) -> list:
