@@ -111,7 +111,7 @@ def test_two_nodes_end_with_the_weights_of_the_run_without_slurm(runs, without_s
     assert rows(runs.folder / "plain") == rows(without_slurm)
     assert "preflight: n1: well" in log
     assert "preflight: n2: well" in log
-    assert "global batch 16 = 2 ranks x 8 samples" in log
+    assert "global batch 16 = 2 nodes x 1 rank x 8 samples" in log
     assert list(runs.folder.glob(".exit-*")) == []
 
 
