@@ -4,7 +4,7 @@ Rank r of W encodes batches r, r + W, ... of images and texts; then every rank h
 comes to the same numbers. The pictures are decoded once and kept (3 * side ** 2 bytes each, over
 all ranks). For intervals, other methods and other checkpoints there is `pairmill evaluate`.
 
-Legend: n images, m texts, D embedding width, b a batch.
+Legend: n images, m texts, u of them distinct, L tokens, D embedding width, b a batch.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from evaluation.methods.zero_shot import accuracies
 from evaluation.ranking import FeatureScores
 from evaluation.statistics import Metric
 from evaluation.world import World
+from pretrain.model.tokenizer import Tokenizer
 from pretrain.model.view import ModelView
 
 
@@ -62,8 +63,8 @@ class InTraining:
         found: dict[str, float] = {}
         for judged in self._judged:
             dataset, test = judged.dataset, judged.dataset.test
-            texts, of_text_m = _texts(dataset)
-            image_nD, text_uD = self._features(view, judged, texts)
+            token_uL, of_text_m = _tokens(dataset, view.tokenizer)
+            image_nD, text_uD = self._features(view, judged, token_uL)
             similarity = view.similarity
             embedded_nD = similarity.embed_image(image_nD)
             metrics: Sequence[Metric]
@@ -80,24 +81,24 @@ class InTraining:
         return found
 
     def _features(
-        self, view: ModelView, judged: _Judged, texts: Sequence[str]
+        self, view: ModelView, judged: _Judged, token_uL: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return raw features [n, D] and [m, D] on the host."""
+        """Return raw features [n, D] of images and [u, D] of texts on the host."""
         num_images, batch = len(judged.dataset.test.samples), self._batch
-        num_batches = -(-max(num_images, len(texts)) // batch)
+        num_batches = -(-max(num_images, len(token_uL)) // batch)
         rank, size = view.group.rank, view.group.size
         rounds = -(-num_batches // size)  # equally many calls on every rank
         self._decode(view, judged, range(rank, -(-num_images // batch), size))
         blank = torch.zeros((batch, 3, view.image_size, view.image_size), dtype=torch.uint8)
         found: tuple[list[Tensor], list[Tensor]] = ([], [])
         for number in range(rank, rounds * size, size):
-            chosen = list(texts[number * batch : (number + 1) * batch])
-            token_bL = view.tokenizer([*chosen, *[""] * (batch - len(chosen))])
+            chosen = token_uL[number * batch : (number + 1) * batch]
+            token_bL = torch.cat([chosen, token_uL[:1].expand(batch - len(chosen), -1)])
             pair = view.encode(judged.pixels.get(number, blank), token_bL)
             for features, part in zip(found, pair, strict=True):
                 features.append(part)
-        image_nD, text_mD = (self._in_order(view, torch.stack(parts)) for parts in found)
-        return image_nD[:num_images], text_mD[: len(texts)]
+        image_nD, text_uD = (self._in_order(view, torch.stack(parts)) for parts in found)
+        return image_nD[:num_images], text_uD[: len(token_uL)]
 
     def _in_order(self, view: ModelView, own_kbD: Tensor) -> Tensor:
         """Return the features of all ranks' batches [k * W * b, D] in the order of the batches."""
@@ -138,16 +139,17 @@ class InTraining:
         return pixels
 
 
-def _texts(dataset: EvaluationDataset) -> tuple[list[str], Tensor]:
-    """Return the distinct texts of a dataset, and which of them each prompt or caption is."""
+def _tokens(dataset: EvaluationDataset, tokenizer: Tokenizer) -> tuple[Tensor, Tensor]:
+    """Return the distinct token rows [u, L] of a dataset, and which of them each prompt or caption
+    is: texts that the model cannot tell apart are encoded once, and tie exactly.
+    """
     if dataset.prompts is not None:
         labels = range(len(dataset.class_names))
         texts = [text for label in labels for text in dataset.prompts.of(label)]
     else:
         texts = list(dataset.test.captions)
-    unique = sorted(set(texts))
-    place = {text: i for i, text in enumerate(unique)}
-    return unique, torch.tensor([place[text] for text in texts])
+    token_uL, of_text_m = torch.unique(tokenizer(texts), dim=0, return_inverse=True)
+    return token_uL, of_text_m
 
 
 def _prompts_a_class(dataset: EvaluationDataset) -> list[int]:

@@ -105,8 +105,10 @@ def read_record(folder: Path, *, verify: bool = True) -> CheckpointRecord:
 
 
 def publish_latest(checkpoints: Path, name: str) -> None:
-    """Point `latest` at a published checkpoint."""
-    publish_text(checkpoints / LATEST, name + "\n")
+    """Point `latest` at a published checkpoint; where it points there already, write nothing."""
+    path = checkpoints / LATEST
+    if not path.is_file() or path.read_bytes() != f"{name}\n".encode():
+        publish_text(path, f"{name}\n")
 
 
 def superseded(names: list[str], *, keep: int, keep_every: int | None) -> list[str]:

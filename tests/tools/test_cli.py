@@ -4,8 +4,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
-from configs.load import SHIPPED, load_config
+from configs.load import SHIPPED, load_config, validate
 from tests import warm
 from tools.cli import COMMANDS, build_parser, main
 
@@ -13,6 +14,7 @@ SHIPPED_CONFIGS = sorted(
     str(path.relative_to(SHIPPED).with_suffix(""))
     for folder in ("demo", "curation", "pretrain", "evaluation")
     for path in (SHIPPED / folder).rglob("*.yaml")
+    if path.parent.name != "descriptions"
 )
 
 
@@ -104,3 +106,12 @@ def test_every_shipped_configuration_loads(name):
     schemas = {"pretrain": PretrainConfig, "evaluat": EvaluateConfig}
     schema = next((s for part, s in schemas.items() if part in name), CurateConfig)
     assert load_config(name, schema)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((SHIPPED / "evaluation/descriptions").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_every_shipped_description_of_a_dataset_loads(path):
+    from evaluation.description import DescriptionConfig
+
+    assert validate(yaml.safe_load(path.read_text()), DescriptionConfig, label=path.name)
