@@ -15,9 +15,8 @@ from pydantic import (
 
 from configs.registry import Config, Tagged, Variant
 from pretrain.clipping import clippings
+from pretrain.config.data import Fraction
 from pretrain.schedule import schedules
-
-Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerConfig(Config):
