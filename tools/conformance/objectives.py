@@ -32,8 +32,7 @@ ATOL = 1e-9
 # "MERU clamps: matches the fork's entailment to 3.4e-8" (golden README); ours does not clamp.
 MERU_ENTAILMENT_ATOL = 1e-7
 CLIP_SCALE = 1 / 0.07
-# CLIP's scale; SigLIP base/16's scale as its deployments print it, the bias as the cases name it.
-PUBLISHED = (CLIP_SCALE, 117.330765, -12.9324)
+PUBLISHED = (CLIP_SCALE, 117.330765, -12.9324)  # SigLIP base/16: its deployments', the name's bias
 TEACHER_SCALE = 50.0  # openclip_distill.json, clipkd.json
 
 
@@ -134,14 +133,13 @@ def named(text: str) -> float:
 
 def rounding(text: str) -> float:
     """Return how far a number may be from what a name says; names hold integers exactly."""
-    known = named(text) in PUBLISHED or float(text).is_integer()
-    return 0.0 if known else 0.5 * 10.0 ** -len(text.partition(".")[2])
+    is_known = named(text) in PUBLISHED or float(text).is_integer()
+    return 0.0 if is_known else 0.5 * 10.0 ** -len(text.partition(".")[2])
 
 
 def loss_of(name: str, features: Features, similarity: Any, **keywords: Any) -> Tensor:
     """Return the registered objective's loss in one process."""
-    objective = objectives[name](**keywords)
-    return objective.loss(features, similarity=similarity, group=Solo())
+    return objectives[name](**keywords).loss(features, similarity=similarity, group=Solo())
 
 
 def slopes(loss: Tensor, **inputs: Tensor) -> dict[str, Tensor]:
