@@ -16,6 +16,7 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from configs.errors import DataError
+from configs.launcher import is_launched
 
 _PATIENCE = timedelta(hours=24)  # rank 0 may search hyperparameters while the others wait
 
@@ -52,9 +53,11 @@ class World:
 
 @contextmanager
 def joined() -> Iterator[World]:
-    """Meet the other ranks that RANK and WORLD_SIZE tell of; alone where they tell of none."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size <= 1:
+    """Meet the other ranks that the launcher tells of; alone where it tells of none.
+
+    A half-set launcher environment raises UsageError (configs/launcher.py).
+    """
+    if not is_launched() or os.environ["WORLD_SIZE"] == "1":
         yield World()
         return
     dist.init_process_group("gloo", timeout=_PATIENCE)

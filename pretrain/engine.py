@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from configs.errors import UsageError
+from configs.launcher import LAUNCHER_VARIABLES, is_launched
 from pretrain import adapter
 from pretrain.config import EngineConfig, PretrainConfig
 from pretrain.model.clip import ClipModel
@@ -32,33 +32,18 @@ from pretrain.optimizer import build_optimizer, lock
 from pretrain.partitions import Partitions
 from pretrain.stability import Stability
 
-_LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-
 
 def start_processes(num_threads: int | None) -> torch.device:
     """Join the other ranks (or be the only one), set the threads, and return this rank's device.
 
-    A half-set launcher environment raises UsageError: guessing would hang waiting for peers.
+    A half-set launcher environment raises UsageError (configs/launcher.py).
     """
-    found = [name for name in _LAUNCHER_VARIABLES if name in os.environ]
-    if found and len(found) < len(_LAUNCHER_VARIABLES):
-        missing = [name for name in _LAUNCHER_VARIABLES if name not in os.environ]
-        raise UsageError(
-            f"the launcher's environment is half set: {', '.join(found)} are there, "
-            f"{', '.join(missing)} are not. Start with torchrun, or unset them for one process."
-        )
-    num_tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
-    if not found and num_tasks != "1":
-        raise UsageError(
-            f"this is one of {num_tasks} tasks of a Slurm step, and none of "
-            f"{', '.join(_LAUNCHER_VARIABLES)} is set: each would train a model of its own. Use "
-            "slurm/pretrain.sbatch, or a launcher in each task (docs/slurm.md)."
-        )
-    if not found:
+    if not is_launched():
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
-        os.environ.update(zip(_LAUNCHER_VARIABLES, ("0", "1", "0", "127.0.0.1", port), strict=True))
+        alone = ("0", "1", "0", "127.0.0.1", port)
+        os.environ.update(zip(LAUNCHER_VARIABLES, alone, strict=True))
     on_gpu = torch.cuda.is_available()
     adapter.init_distributed("nccl" if on_gpu else "gloo")
     local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size()))

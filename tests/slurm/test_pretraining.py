@@ -12,9 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from configs.errors import UsageError
 from configs.load import to_yaml
-from pretrain.engine import start_processes
 from tests.pretrain.conftest import TINY_MODEL, make_config, make_dataset
 from tests.pretrain.test_train import equal, rows, weights
 from tests.slurm.cluster import Cluster
@@ -113,14 +111,6 @@ def test_two_nodes_end_with_the_weights_of_the_run_without_slurm(runs, without_s
     assert "preflight: n2: well" in log
     assert "global batch 16 = 2 nodes x 1 rank x 8 samples" in log
     assert list(runs.folder.glob(".exit-*")) == []
-
-
-def test_tasks_of_srun_without_a_launcher_are_refused_with_the_variables(monkeypatch):
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
-    with pytest.raises(UsageError, match="one of 4 tasks of a Slurm step, and none of RANK, "):
-        start_processes(1)
 
 
 def test_the_deepspeed_launcher_gives_the_same_run(runs, without_slurm):
