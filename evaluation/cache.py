@@ -26,7 +26,7 @@ from torch import Tensor
 from configs.errors import DataError
 from configs.publish import publish_text, published_file, published_folder
 
-FORMAT = 1  # of what stands in the cache, and of how features are computed
+FORMAT = 2  # of what stands in the cache, and of how features are computed
 _FEATURES, _META = "features.npy", "meta.json"
 
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -27,9 +27,12 @@ from configs.errors import DataError, PairmillError
 from configs.progress import progress
 from evaluation.cache import Entry, FeatureCache, key_of
 from evaluation.dataset import ImageSample, Part
-from evaluation.encoder import Encoder, Identity, Weights, load_encoder
+from evaluation.identity import Identity, Weights
 from evaluation.images import UndecodableImageError, read_image
 from evaluation.world import World
+
+if TYPE_CHECKING:
+    from evaluation.encoder import Encoder
 
 NUM_NAMED = 5  # undecodable images that a message names
 
@@ -143,6 +146,8 @@ class Features:
     @cached_property
     def encoder(self) -> Encoder:
         """The loaded model. Not loaded where everything is in the cache."""
+        from evaluation.encoder import load_encoder  # with open_clip, whose import takes seconds
+
         return load_encoder(
             self.identity.checkpoint,
             device=self.device,
@@ -293,12 +298,14 @@ class Features:
         )
         # Texts that the model cannot tell apart are encoded once too, and tie exactly.
         distinct_uL, inverse_m = torch.unique(token_mL, dim=0, return_inverse=True)
+        # Short texts stand together: a batch is as long as its longest.
+        order_u = torch.argsort(self.encoder.text_lengths(distinct_uL), stable=True)
         found = []
         with progress(f"encode texts of {what}", total=len(distinct_uL), unit="texts") as bar:
-            for batch in torch.split(distinct_uL, size):
+            for batch in torch.split(distinct_uL[order_u], size):
                 found.append(self.encoder.encode_tokens(batch))
                 bar.advance(len(batch))
-        feature_mD = torch.cat(found)[inverse_m]
+        feature_mD = torch.cat(found)[torch.argsort(order_u)[inverse_m]]
         meta = {"kind": "texts", "what": what}
         self._publish(key, feature_mD, meta)
         self.seconds_encoding += time.monotonic() - started

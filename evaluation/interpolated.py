@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from configs.errors import CheckpointError
 from configs.publish import published_folder
-from evaluation.encoder import ModelSource, Weights, find_model
+from evaluation.identity import ModelSource, Weights, find_model
 from evaluation.methods.wise_ft import interpolate
 from evaluation.tar import file_sha256
 

@@ -17,7 +17,7 @@ from configs.errors import UsageError
 from configs.registry import Variant
 from evaluation.config import EvaluateConfig
 from evaluation.dataset import EvaluationDataset
-from evaluation.encoder import Identity
+from evaluation.identity import Identity
 from evaluation.methods.registry import Method
 from evaluation.result import Result, software_version
 

@@ -26,7 +26,6 @@ from evaluation.config import DatasetConfig, EvaluateConfig, PixelBaselineConfig
 from evaluation.dataset import EvaluationDataset, Part
 from evaluation.datasets import Absent, load_datasets
 from evaluation.details import details_of, publish_details
-from evaluation.encoder import choose_device, find_model, identify
 from evaluation.examples import (
     candidate_texts,
     publish_examples,
@@ -34,6 +33,7 @@ from evaluation.examples import (
     retrieval_examples,
 )
 from evaluation.features import EncodeOptions, Features
+from evaluation.identity import choose_device, find_model, identify
 from evaluation.interpolated import interpolations
 from evaluation.jobs import Job, done_jobs, jobs_of
 from evaluation.methods.registry import Outcome

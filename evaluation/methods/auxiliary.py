@@ -19,8 +19,8 @@ from PIL import Image
 from torch import Tensor
 
 from configs.errors import CheckpointError, DataError, UsageError
-from evaluation.encoder import choose_device, identify, load_encoder
 from evaluation.features import ImageTower
+from evaluation.identity import choose_device, identify
 from evaluation.pixel_baseline import SIDE_PIXELS, pixel_vector
 from evaluation.subject import Subject
 
@@ -90,6 +90,8 @@ def auxiliary_features(source: str, subject: Subject, split: str) -> Tensor:
         identity = f"checkpoint {identify(name).digest} {identify(name).setting_digest}"
 
         def tower() -> ImageTower:
+            from evaluation.encoder import load_encoder
+
             return load_encoder(name, device=features.device)
 
     else:

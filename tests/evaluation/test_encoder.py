@@ -10,11 +10,13 @@ import huggingface_hub.constants
 import numpy as np
 import pytest
 import torch
+from conftest import SMALL_CONFIG
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from configs.errors import CheckpointError, UsageError
-from evaluation.encoder import choose_device, find_model, load_encoder
+from evaluation.encoder import Encoder, load_encoder
+from evaluation.identity import choose_device, find_model
 from evaluation.tar import file_sha256
 
 import open_clip  # isort: skip
@@ -33,10 +35,30 @@ def test_a_foreign_folder_encodes_as_open_clip_itself_does(open_clip_folder: Pat
     with torch.no_grad():
         assert torch.equal(encoder.encode_images(pixels), model.encode_image(pixels))
         expected = model.encode_text(open_clip.get_tokenizer(name)(TEXTS))
-    assert torch.equal(encoder.encode_texts(TEXTS), expected)
+    torch.testing.assert_close(encoder.encode_texts(TEXTS), expected)
     assert encoder.digest == file_sha256(open_clip_folder / "open_clip_model.safetensors")
     assert encoder.samples_seen is None
     assert not any(module.training for module in encoder.model.modules())
+
+
+@pytest.mark.parametrize(
+    ("text_keys", "is_shortened"),
+    [({}, True), ({"no_causal_mask": True}, False), ({"pool_type": "last"}, False)],
+    ids=str,
+)
+def test_only_the_positions_that_a_text_depends_on_are_encoded(
+    text_keys: dict, is_shortened: bool
+) -> None:
+    torch.manual_seed(0)
+    model = open_clip.CLIP(**SMALL_CONFIG | {"text_cfg": SMALL_CONFIG["text_cfg"] | text_keys})
+    token_bL = open_clip.tokenize([*TEXTS, "one"], context_length=8)
+    widths = []
+    model.transformer.register_forward_pre_hook(lambda _, given: widths.append(given[0].shape[1]))
+    encoder = Encoder("c", "d", None, None, None, model.eval(), None, torch.device("cpu"), "fp32")
+    assert encoder.text_lengths(token_bL).tolist() == ([5, 5, 3] if is_shortened else [8, 8, 8])
+    with torch.no_grad():
+        torch.testing.assert_close(encoder.encode_tokens(token_bL), model.encode_text(token_bL))
+    assert widths == [5 if is_shortened else 8, 8]
 
 
 def test_a_run_folder_means_its_latest_checkpoint_with_its_own_tokenizer(run_folder: Path) -> None:

@@ -15,7 +15,7 @@ from test_suite import make_config
 
 from configs.errors import DataError, UsageError
 from configs.load import to_yaml
-from evaluation import features as features_module
+from evaluation import encoder as encoder_module
 from evaluation import suite
 from evaluation.cache import FeatureCache, describe
 from evaluation.jobs import parse_part
@@ -81,7 +81,7 @@ def test_a_second_run_and_a_new_method_take_features_from_the_cache(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr(features_module, "load_encoder", never)
+    monkeypatch.setattr(encoder_module, "load_encoder", never)
     assert evaluate(config, [str(run_folder)]) == first  # nothing is computed again
     more = make_config(
         tmp_path / "more", classification, methods=METHODS, cache=str(tmp_path / "out" / "cache")

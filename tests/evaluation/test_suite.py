@@ -22,8 +22,8 @@ from configs.load import digest, load_config, validate
 from evaluation.cache import FeatureCache
 from evaluation.config import DatasetConfig, EvaluateConfig
 from evaluation.datasets import load_dataset
-from evaluation.encoder import identify
 from evaluation.features import EncodeOptions, Features
+from evaluation.identity import identify
 from evaluation.result import BASELINE, Result, read_results, table
 from evaluation.suite import dry_run, evaluate
 
