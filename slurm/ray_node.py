@@ -48,8 +48,10 @@ def command(role: str, address: str, port: int, num_cpus: int, temp_folder: str)
     either take the loopback, at which no other node finds it.
     """
     words = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block"]
+    words += ["--include-log-monitor=false"]  # nobody is shown what workers print
     if role == "head":
-        words += ["--head", f"--port={port}", "--include-dashboard=false"]
+        # no autoscaler: the allocation is what it is
+        words += ["--head", f"--port={port}", "--include-dashboard=false", "--no-monitor"]
         own: str | None = address
     else:
         words += [f"--address={address}:{port}"]

@@ -27,10 +27,14 @@ import traceback
 import warnings
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
-_PRELOADED = ("pretrain.train", "tools.commands.pretrain")
+_PRELOADED = (
+    "pretrain.train",
+    "tools.commands.pretrain",
+    "deepspeed.runtime.zero.muon.muon_optimizer",  # with torch's compiler: every engine imports it
+)
 _MAX_REQUEST = 1 << 20
 
 
@@ -206,11 +210,8 @@ def _serve(requests: socket.socket) -> dict[str, Any]:
                 requests.send(json.dumps({"pid": pid}).encode())
 
 
-def _main() -> None:
-    for name in _PRELOADED:
-        __import__(name)
-    gc.freeze()
-    request = _serve(socket.socket(fileno=int(sys.argv[1])))
+def become(request: dict[str, Any]) -> NoReturn:
+    """Run what a request asks for as `python -m MODULE ARGUMENTS`, and end this process."""
     os.environ.clear()
     os.environ.update(request["environment"])
     time.tzset()
@@ -218,6 +219,13 @@ def _main() -> None:
     warnings.simplefilter("ignore")
     sys.argv = [request["module"], *request["arguments"]]
     os._exit(_run_as_main(request["module"]))
+
+
+def _main() -> None:
+    for name in _PRELOADED:
+        __import__(name)
+    gc.freeze()
+    become(_serve(socket.socket(fileno=int(sys.argv[1]))))
 
 
 def _run_as_main(module: str) -> int:

@@ -28,7 +28,7 @@ VARIABLES = {
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """Two nodes and a login host. In CI (.ci/run installs the packages) it must boot."""
+    """Five nodes and a login host. In CI (.ci/run installs the packages) it must boot."""
     reason = why_not()
     if reason:
         if os.environ.get("PAIRMILL_TEST_SLURM") == "required":
@@ -36,7 +36,7 @@ def cluster() -> Iterator[Cluster]:
         pytest.skip(reason)
     folder = Path(tempfile.mkdtemp(prefix="pairmill-slurm-"))
     try:
-        with Cluster(folder) as booted:
+        with Cluster(folder, num_nodes=5) as booted:
             yield booted
     finally:
         shutil.rmtree(folder, ignore_errors=True)

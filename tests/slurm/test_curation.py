@@ -1,10 +1,15 @@
-"""Curation over the nodes of a real Slurm: the bytes of the laptop, also when a node dies."""
+"""Curation over the nodes of a real Slurm: the bytes of the laptop, also when nodes die.
+
+All runs go on at once: while one waits for Ray to miss a node the others compute.
+"""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -53,11 +58,26 @@ class Pool:
         path.write_text(yaml.safe_dump(tree))
         return str(path)
 
-    def submit(self, name: str, **variables: str) -> str:
-        words = ["--nodes=2", "--cpus-per-task=2", str(SCRIPTS / "curate.sbatch")]
-        return self.cluster.sbatch(
-            *words, self.config(name), cwd=self.folder, variables=VARIABLES | variables
-        )
+    def submit(self, name: str, *flags: str, **variables: str) -> str:
+        words = ["--cpus-per-task=1", *flags, str(SCRIPTS / "curate.sbatch"), self.config(name)]
+        return self.cluster.sbatch(*words, cwd=self.folder, variables=VARIABLES | variables)
+
+    def start_laptop(self) -> subprocess.Popen[str]:
+        """Start the run without Slurm."""
+        words = ["curate", self.config("laptop"), "engine.num_workers=1"]
+        return subprocess.Popen(
+            [sys.executable, "-m", "tools.cli", *words],
+            env={**os.environ, **VARIABLES, "TMPDIR": "/tmp"},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+
+    def expected(self) -> dict[str, str]:
+        """Return the files of the laptop's run, after its end."""
+        code = self.laptop.wait(PATIENCE)
+        assert code == 0, self.laptop.stdout.read()
+        files = self.dataset("laptop")
+        assert sum(name.endswith(".tar") for name in files) > 5
+        return files
 
     def log(self, job: str) -> str:
         return (self.folder / f"curate-{job}.log").read_text()
@@ -70,55 +90,42 @@ class Pool:
 
 
 @pytest.fixture(scope="module")
-def pool(cluster, tmp_path_factory) -> Pool:
-    return Pool(tmp_path_factory.mktemp("curation"), cluster)
+def pool(cluster, tmp_path_factory) -> Iterator[Pool]:
+    """Started: `torn`, whose n4 has crashed and whose n5 has vanished; `two`; the laptop's run."""
+    pool = Pool(tmp_path_factory.mktemp("curation"), cluster)
+    pool.torn = pool.submit("torn", "--nodes=3", "--nodelist=n[3-5]", PAIRMILL_PREFLIGHT="off")
+    cluster.until(lambda: pool.num_indexes("torn") >= 5, "indexes", PATIENCE)
+    cluster.tell_machine("crash", "n4")  # its kernel says goodbye to whom it spoke with
+    cluster.tell_machine("cut", "n5")  # nobody is told
+    pool.num_indexes_then, pool.vanished = pool.num_indexes("torn"), time.monotonic()
+    pool.two = pool.submit("two", "--nodes=2", "--nodelist=n[1-2]")
+    pool.laptop = pool.start_laptop()
+    yield pool
+    pool.laptop.kill()
+    for node in ("n4", "n5"):
+        cluster.tell_machine("start", node)
 
 
-@pytest.fixture(scope="module")
-def laptop(pool) -> dict[str, str]:
-    """The files of the run without Slurm."""
-    words = [
-        sys.executable,
-        "-m",
-        "tools.cli",
-        "curate",
-        pool.config("laptop"),
-        "engine.num_workers=2",
-    ]
-    done = subprocess.run(
-        words,
-        env={**os.environ, **VARIABLES, "TMPDIR": "/tmp"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    files = pool.dataset("laptop")
-    assert sum(name.endswith(".tar") for name in files) > 5
-    return files
+def test_a_node_that_crashes_and_one_that_vanishes_change_nothing(pool):
+    assert pool.num_indexes_then < NUM_SHARDS, "it had scanned everything before the nodes died"
+    missed = "address: 10.77.0.5 and node name: 10.77.0.5 has been marked dead because the detector"
+    pool.cluster.until(lambda: missed in pool.log(pool.torn), "lost node", PATIENCE)
+    assert time.monotonic() - pool.vanished < 60
+    ended = pool.cluster.wait(pool.torn, PATIENCE)
+    log = pool.log(pool.torn)
+    assert (ended.state, ended.exit_code, ended.restarts) == ("COMPLETED", 0, 0), log
+    assert "Ray: 3 of 3 nodes" in log
+    assert pool.dataset("torn") == pool.expected()
 
 
-def test_two_nodes_give_the_bytes_of_the_laptop(pool, laptop):
-    job = pool.submit("two")
-    ended = pool.cluster.wait(job, PATIENCE)
-    log = pool.log(job)
+def test_two_nodes_give_the_bytes_of_the_laptop(pool):
+    ended = pool.cluster.wait(pool.two, PATIENCE)
+    log = pool.log(pool.two)
     assert (ended.state, ended.exit_code) == ("COMPLETED", 0), log
     assert "Ray: 2 of 2 nodes" in log
     assert "preflight: n2: well" in log
-    assert pool.dataset("two") == laptop
-    pool.cluster.until(lambda: not pool.cluster.processes(job), "end of all processes")
-    assert pool.cluster.check("srun", "--nodes=2", "ls", "/mnt") == "", "Ray left its files"
-
-
-def test_a_worker_node_that_dies_in_the_middle_changes_nothing(pool, laptop):
-    job = pool.submit("torn", PAIRMILL_PREFLIGHT="off")
-    pool.cluster.until(lambda: pool.num_indexes("torn") >= 5, "indexes", PATIENCE)
-    pool.cluster.tell_machine("crash", "n2")
-    done = pool.num_indexes("torn")
-    ended = pool.cluster.wait(job, PATIENCE)
-    pool.cluster.tell_machine("start", "n2")
-    log = pool.log(job)
-    assert (ended.state, ended.exit_code, ended.restarts) == ("COMPLETED", 0, 0), log
-    assert done < NUM_SHARDS, "it had scanned everything before the node died"
-    assert "Ray: 2 of 2 nodes" in log
-    assert pool.dataset("torn") == laptop
+    assert pool.dataset("two") == pool.expected()
+    pool.cluster.until(lambda: not pool.cluster.processes(pool.two), "end of all processes")
+    assert pool.cluster.check("srun", "--nodes=2", "--nodelist=n[1-2]", "ls", "/mnt") == "", (
+        "Ray left its files"
+    )
