@@ -35,6 +35,7 @@ with warnings.catch_warnings():
     import deepspeed.ops
     from deepspeed.runtime import utils as deepspeed_utils
     from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+    from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
     from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
     from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
     from deepspeed.utils import logger as deepspeed_logger
@@ -56,7 +57,7 @@ _HOOKS: dict[type, tuple[str, ...]] = {
     ),
     BF16_Optimizer: ("get_grads_for_norm", "clip_grad", "overflow"),
 }  # fmt: skip
-_PARAMETER_HOOKS = {0: (), 1: ("_hp_mapping",), 2: ("_hp_mapping",), 3: ("ds_tensor",)}
+_PARAMETER_HOOKS = {0: (), 1: ("_hp_mapping",), 2: ("_hp_mapping",), 3: ("ds_tensor", "ds_status")}
 _FUNCTIONS = ("combine_grad_norm_groups", "get_global_norm_of_tensors")
 
 
@@ -215,7 +216,11 @@ class DeepSpeed:
         """Return a context in which whole parameters can be read at stage 3; a collective call."""
         if self.stage < 3:
             return nullcontext()
-        context: AbstractContextManager[object] = deepspeed.zero.GatheredParameters(parameters)
+        # The small ones are whole already; gathered again, they would be cut up at the end, which
+        # the order of fetching that DeepSpeed has recorded does not expect.
+        status: Any = ZeroParamStatus.AVAILABLE
+        cut: list[Any] = [p for p in parameters if getattr(p, "ds_status", None) != status]
+        context: AbstractContextManager[object] = deepspeed.zero.GatheredParameters(cut)
         return context
 
     def master_weight(self, parameter: nn.Parameter) -> Tensor:

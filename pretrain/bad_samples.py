@@ -14,7 +14,7 @@ from pathlib import Path
 
 from configs.errors import DataError
 from configs.publish import publish_text
-from pretrain.data.loader import BadSample
+from pretrain.data.batch import BadSample
 
 # The problems of an index (docs/formats.md), then those that only reading finds.
 KINDS = (

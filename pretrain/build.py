@@ -2,40 +2,34 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from braceexpand import braceexpand
 
-from configs import draws
 from configs.errors import ConfigError, PairmillError
-from configs.publish import published_folder
-from pretrain.config import AugmentationConfig, PretrainConfig, TokenizerConfig
+from pretrain.config import AugmentationConfig, PretrainConfig
 from pretrain.data.augment import ImageTransform
+from pretrain.data.batch import Batch, BatchPlan, SampleForm
 from pretrain.data.captions import CaptionChoice
 from pretrain.data.dataset import Sources, open_sources
-from pretrain.data.loader import Batch, BatchDataset, BatchPlan, SampleForm, batches
-from pretrain.data.mixture import shares_of
-from pretrain.data.reader import captions_of
+from pretrain.data.loader import BatchDataset, batches
 from pretrain.data.remote import CachePlan
 from pretrain.data.streaming import Stream, StreamDataset, stream_batches
 from pretrain.ema import Ema
 from pretrain.engine import Engine
 from pretrain.initial import start_towers
+from pretrain.model.attentive import MeanTower
 from pretrain.model.clip import DEFAULT_IMAGE_WIDTH, ClipModel, Json, read_model_config
 from pretrain.model.heads import Heads
 from pretrain.model.positions import carried, carry_weights
-from pretrain.model.tokenizer import TOKENIZER_FILE, Tokenizer
+from pretrain.model.tokenizer import Tokenizer
 from pretrain.objectives.group import Group, world_or_solo
 from pretrain.objectives.registry import Total
 from pretrain.ranks import on_first_rank
+from pretrain.reduction.image import AttentivePatches
 from pretrain.reduction.text import (
     FrequencyKeys,
     TextReduction,
@@ -43,10 +37,10 @@ from pretrain.reduction.text import (
     Vocabulary,
     removal_probabilities,
 )
+from pretrain.run_tokenizer import run_tokenizer, with_tokenizer
 from pretrain.stages import Stage, Stages
 from pretrain.teacher import Teacher
 
-_TOKEN_COUNTS = "token_counts.npy"  # beside the tokenizer of a run
 Batches = Iterator[Batch | PairmillError]
 
 
@@ -63,6 +57,7 @@ class Parts:
     dataset: BatchDataset | StreamDataset
     teacher: Teacher | None
     ema: Ema | None
+    mean_tower: MeanTower | None
 
     def batches(
         self, *, first: int, last: int, num_workers: int, skipped: Sequence[tuple[int, int]] = ()
@@ -119,22 +114,29 @@ def _build_stage(
     keeps = before is not None and stage.keep_optimizer
     if before is not None and keeps:
         engine, teacher, model = before.engine, before.teacher, before.engine.model
-        ema = before.ema
+        ema, mean_tower = before.ema, before.mean_tower
     else:
         torch.manual_seed(config.seed)
         teacher = None if config.teacher is None else Teacher(config.teacher.checkpoint).to(device)
         model = build_model(config, with_tokenizer(model_config, tokenizer), teacher)
         if teacher is not None:
             teacher.check_fits(model, tokenizer)
-        averages = None
+        averages = means = None
         if before is not None and before.ema is not None:
             averages = carried(before.ema.whole(), before.engine.model.config, model)
+        if before is not None and before.mean_tower is not None:
+            means = before.mean_tower.named_averages()
+            means = carried(means, before.engine.model.config, model)
         if starts:
             start_towers(model, config, tokenizer)
         if before is not None:
             weights = {n: w.to("cpu", copy=True) for n, w in before.engine.weights().items()}
             carry_weights(weights, before.engine.model.config, model)
             before.engine.close()
+        mean_tower, reduction = None, config.reduction.build()
+        if isinstance(reduction, AttentivePatches):
+            mean_tower = MeanTower(model, reduction, config.engine.precision).to(device)
+            mean_tower.load(means or {})
         engine, ema = Engine(model, config, device), None
         if before is not None:  # the counts are the run's; the norms of another stage are others
             engine.stability = before.engine.stability
@@ -145,7 +147,8 @@ def _build_stage(
     dataset = build_dataset(
         config, data, tokenizer, model, **ranks, skipped=stage.skipped(one_source)
     )
-    return Parts(stage, data, tokenizer, engine, config.total, group, dataset, teacher, ema)
+    total = config.total
+    return Parts(stage, data, tokenizer, engine, total, group, dataset, teacher, ema, mean_tower)
 
 
 def stage_model_config(config: PretrainConfig) -> Json:
@@ -182,6 +185,7 @@ def build_model(config: PretrainConfig, model_config: Json, teacher: Teacher | N
     heads = Heads(
         image_width=int(model_config["vision_cfg"].get("width", DEFAULT_IMAGE_WIDTH)),
         view_width=config.view_head_width if "views" in total.needs else None,
+        mean_width=config.view_head_width if "mean_target" in total.needs else None,
         embed_dim=width,
         teacher_dim=None if teacher is None else teacher.embed_dim,
     )
@@ -287,107 +291,3 @@ def open_batches(
     if isinstance(dataset, StreamDataset):
         return stream_batches(dataset, first=first, last=last, num_workers=num_workers)
     return batches(dataset, first=first, last=last, num_workers=num_workers)
-
-
-def run_tokenizer(
-    config: PretrainConfig, data: Sources | Stream, context_length: int, *, counted: bool = False
-) -> Tokenizer:
-    """Return the run's tokenizer: made once, by rank 0, and kept in the run folder.
-
-    With `counted`, how often each of its tokens stands in the captions lies beside it. It is made
-    again where the dataset, its section or the context length is another.
-    """
-    folder = Path(config.output) / "tokenizer"
-    made_from = {
-        "manifest_digest": data.digest,
-        "tokenizer": config.tokenizer.model_dump(mode="json"),
-        "context_length": context_length,
-        "counted": counted,
-    }
-
-    def make() -> None:
-        note = folder / "made_from.json"
-        if note.is_file() and json.loads(note.read_text(encoding="utf-8")) == made_from:
-            return
-        tokenizer = make_tokenizer(config.tokenizer, data, context_length)
-        counts = count_tokens(config.tokenizer, data, tokenizer) if counted else None
-        shutil.rmtree(folder, ignore_errors=True)
-        with published_folder(folder) as temporary:
-            tokenizer.save(temporary)
-            if counts is not None:
-                np.save(temporary / _TOKEN_COUNTS, counts)
-            (temporary / note.name).write_text(json.dumps(made_from, indent=2), encoding="utf-8")
-
-    on_first_rank(make)
-    tokenizer = Tokenizer.load(folder)
-    tokenizer.token_counts = np.load(folder / _TOKEN_COUNTS) if counted else None
-    return tokenizer
-
-
-def make_tokenizer(
-    section: TokenizerConfig, data: Sources | Stream, context_length: int
-) -> Tokenizer:
-    """Make the tokenizer of a run afresh."""
-    if section.name == "clip":
-        return Tokenizer.clip(context_length)
-    if section.name == "file":
-        return Tokenizer.from_file(
-            Path(section.path or ""),
-            context_length,
-            end_token=section.end_token,
-            pad_token=section.pad_token,
-        )
-    assert isinstance(data, Sources), "refused by the configuration"
-    return Tokenizer.train_words(
-        sample_captions(data, section.num_captions),
-        vocab_size=section.vocab_size,
-        context_length=context_length,
-    )
-
-
-def count_tokens(
-    section: TokenizerConfig, data: Sources | Stream, tokenizer: Tokenizer
-) -> npt.NDArray[np.int64]:
-    """Count the tokens of the dataset's captions (tokenizer.num_captions of them)."""
-    if not isinstance(data, Sources):
-        raise ConfigError(
-            "text_reduction frequency counts the captions of the index, which source: streaming "
-            "has not; choose another reduction, or a manifest."
-        )
-    return tokenizer.count(sample_captions(data, section.num_captions))
-
-
-def sample_captions(data: Sources, num_captions: int) -> Iterator[str]:
-    """Yield the captions of whole shards, in an order drawn by hash, until there are enough.
-
-    Of a mixture, each source gives its part of them.
-    """
-    shares = shares_of([source.weight for source in data])
-    for source, share in zip(data, shares, strict=True):
-        wanted, num_yielded = num_captions * share // sum(shares), 0
-        for shard in draws.permutation(source.manifest.num_shards, 0, "tokenizer/shards"):
-            if num_yielded >= wanted:
-                break
-            usable = captions_of(source, int(shard))
-            num_yielded += len(usable)
-            yield from usable
-
-
-def with_tokenizer(model_config: Json, tokenizer: Tokenizer) -> Json:
-    """Return the model config with the text tower fitted to the tokenizer.
-
-    The vocabulary is as large as the tokenizer's. Except for CLIP's, which open_clip's towers are
-    made for, the text feature is taken at its end token, and `hf_tokenizer_name` tells open_clip to
-    read the tokenizer.json beside the weights.
-    """
-    fitted: Json = {
-        "vocab_size": tokenizer.vocab_size,
-        "context_length": tokenizer.context_length,
-    }
-    if not tokenizer.is_clip:
-        fitted |= {
-            "pool_type": "eos",
-            "eos_id": tokenizer.end_id,
-            "hf_tokenizer_name": TOKENIZER_FILE,
-        }
-    return {**model_config, "text_cfg": {**model_config["text_cfg"], **fitted}}

@@ -17,6 +17,7 @@ from pretrain.estimate import memory, step_flops, towers
 from pretrain.model.clip import Json
 from pretrain.stages import Stage, Stages
 from pretrain.throughput import measure
+from pretrain.wandb_log import check_wandb
 
 
 def dry_run(config: PretrainConfig, *, seconds: float = 3.0) -> str:
@@ -25,6 +26,7 @@ def dry_run(config: PretrainConfig, *, seconds: float = 3.0) -> str:
     Tars without an index are indexed, as the run would do. The loader, and where there is a device
     the model, run for some `seconds` each.
     """
+    check_wandb(config.telemetry.wandb)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     stages = Stages.of(config)
     data = {stage.number: read_data(stage.config) for stage in stages.stages}

@@ -15,12 +15,14 @@ from __future__ import annotations
 import math
 import os
 import socket
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from configs.launcher import LAUNCHER_VARIABLES, is_launched
 from pretrain import adapter
@@ -138,6 +140,10 @@ class Engine:
                 with self._deepspeed.full_parameters([parameter]):
                     found[name] = parameter.detach().clone()
         return found
+
+    def full_parameters(self, parameters: Sequence[nn.Parameter]) -> AbstractContextManager[object]:
+        """Return a context in which parameters can be read whole; every rank must call it."""
+        return self._deepspeed.full_parameters(parameters)
 
     @cached_property
     def partitions(self) -> Partitions:

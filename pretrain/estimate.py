@@ -3,14 +3,16 @@
 FLOPs of one forward pass: a tower of `layers` blocks of width w over T tokens takes
 layers (2 T (4 w^2 + 2 r w^2) + 4 T^2 w), r = 4 the width of the MLP over w, and the patches
 2 N 3 p^2 w for N of p x p pixels (multiply and add are two; open_clip's model_profile.csv counts
-the same). Projections, norms and the loss are left out. A training step is three forward passes.
+the same). Projections, norms, the loss and a frozen teacher are left out. A training step is three
+forward passes of everything that is encoded (views and hard negatives too), and with attentive
+masking one more of the whole image by the mean tower.
 
 Legend: w width, T tokens, N patches, p pixels a patch.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pretrain.model.clip import DEFAULT_IMAGE_WIDTH, Json, open_clip
 from pretrain.stages import Stage
@@ -54,9 +56,30 @@ def towers(stage: Stage, model: Json) -> tuple[Tower, Tower]:
     )
 
 
+def encoded(stage: Stage, model: Json) -> list[Tower]:
+    """Return the towers as they are run on a sample, once for each picture and text of it."""
+    image, text = towers(stage, model)
+    config, needs = stage.config, stage.config.total.needs
+    whole = _whole(image, model)
+    texts = [text, replace(text, tokens=int(model["text_cfg"]["context_length"]))]
+    texts = texts[: 1 + ("negative_text" in needs)]
+    if config.reduction.build().in_model:
+        return [image] * len(config.data.views) + texts
+    others = len(config.data.views) * ("views" in needs) + ("negative_image" in needs)
+    return [image, *[whole] * others, *texts]
+
+
+def _whole(image: Tower, model: Json) -> Tower:
+    vision = model["vision_cfg"]
+    return replace(image, tokens=(int(vision["image_size"]) // int(vision["patch_size"])) ** 2 + 1)
+
+
 def step_flops(stage: Stage, model: Json) -> int:
     """Return the floating-point operations of training on one sample."""
-    return 3 * sum(tower.flops for tower in towers(stage, model))
+    trained = 3 * sum(tower.flops for tower in encoded(stage, model))
+    if stage.config.reduction.build().in_model:
+        trained += _whole(towers(stage, model)[0], model).flops
+    return trained
 
 
 @dataclass(frozen=True)
@@ -91,7 +114,7 @@ def memory(
         for each, ranks in zip((size, size, state), shared, strict=True)
     )
     widths = 1 if engine.activation_checkpointing else _KEPT_WIDTHS  # the input of each block
-    kept = sum(t.layers * t.tokens * t.width * widths for t in towers(stage, model))
+    kept = sum(t.layers * t.tokens * t.width * widths for t in encoded(stage, model))
     if engine.activation_checkpointing:  # and one block at a time again
         kept += max(t.tokens * t.width * _KEPT_WIDTHS for t in towers(stage, model))
     logits = 2 * 4 * 2 * micro_batch * stage.batch  # two [b, B] matrices, fp32, with gradients

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from pretrain.data.loader import Batch
+from pretrain.data.batch import Batch
+from pretrain.model.attentive import MeanTower
 from pretrain.model.clip import ClipModel
 from pretrain.objectives import Total
 from pretrain.teacher import Teacher
@@ -19,9 +20,16 @@ _FIELDS = {  # what an objective `needs`: the field of the batch (PretrainConfig
 
 
 def forward_inputs(
-    batch: Batch, total: Total, model: ClipModel, teacher: Teacher | None
+    batch: Batch,
+    total: Total,
+    model: ClipModel,
+    teacher: Teacher | None,
+    mean_tower: MeanTower | None = None,
 ) -> dict[str, Any]:
-    """Return the keywords of ClipModel.forward."""
+    """Return the keywords of ClipModel.forward.
+
+    What the mean tower says is an input: micro-batches are replayed with the same masks.
+    """
     device = model.mean.device
     inputs: dict[str, Any] = {
         "image_b3HW": batch.image_b3HW.to(device, non_blocking=True),
@@ -34,6 +42,14 @@ def forward_inputs(
         inputs[field] = getattr(batch, field).to(device, non_blocking=True)
     if teacher is not None:
         inputs["teacher"] = teacher(model.pixels(inputs["image_b3HW"]), inputs["token_bL"])
+    if mean_tower is not None:
+        assert batch.view_bv3HW is not None, "refused by the configuration"
+        assert batch.view_corner_bv4 is not None
+        pixels = model.pixels(inputs["image_b3HW"])
+        attended = mean_tower(pixels, batch.view_corner_bv4.to(device, non_blocking=True))
+        inputs["view_bv3HW"] = batch.view_bv3HW.to(device, non_blocking=True)
+        inputs["kept_view_bvK"] = attended.kept_bvK
+        inputs["mean_target_bP"] = attended.target_bP
     return inputs
 
 

@@ -61,7 +61,9 @@ def restore(config: PretrainConfig, parts: Parts, found: Found | None) -> Resume
     folder, record = found
     on_first_rank(lambda: _check_same_run(config, parts, folder, record))
     engine_folder = folder / checkpoint.ENGINE_FOLDER
-    with_random = load_state(engine_folder, parts.engine.partitions, parts.ema, parts.group.rank)
+    with_random = load_state(
+        engine_folder, parts.engine.partitions, parts.ema, parts.group.rank, parts.mean_tower
+    )
     run_state = json.loads((engine_folder / RUN_STATE).read_text(encoding="utf-8"))
     parts.engine.load_extra_state(run_state)
     if parts.group.rank == 0:

@@ -19,7 +19,7 @@ from pretrain.accumulation import backward
 from pretrain.bad_samples import BadSamples, check_share
 from pretrain.build import Parts, next_parts
 from pretrain.config import PretrainConfig
-from pretrain.data.loader import Batch
+from pretrain.data.batch import Batch
 from pretrain.engine import StepReport
 from pretrain.estimate import step_flops
 from pretrain.in_loop import Evaluate, evaluate_model
@@ -58,6 +58,7 @@ class Run:
     evaluator: Evaluate | None
     is_owed: bool = False  # a checkpoint, because the step it was due at was skipped
     meter: Meter = field(default_factory=Meter)
+    step_seconds: float | None = None  # as last measured, the mean of an interval of the log
 
     @property
     def samples_seen(self) -> int:
@@ -78,8 +79,9 @@ class Run:
         engine = self.parts.engine
         compared: Any = {"similarity": engine.model.similarity, "group": self.parts.group}
         progress = self.samples_seen / self.stages.num_samples
+        helpers = self.parts.teacher, self.parts.mean_tower
         inputs = [
-            forward_inputs(part, self.parts.objective, engine.model, self.parts.teacher)
+            forward_inputs(part, self.parts.objective, engine.model, *helpers)
             for part in micro_batches(batch, self.stage.config.micro_batch_size)
         ]
         features, loss = backward(
@@ -89,9 +91,9 @@ class Run:
         )
         learning_rate = self.stage.learning_rate(self.samples_seen)
         report = engine.step(learning_rate)
-        if self.parts.ema is not None and not report.skipped:
-            self.parts.ema.update(self.stage.batch)
         self.step_number += 1
+        if not report.skipped:
+            self._move_averages()
         self.meter.steps += 1
         self.bad_samples.note(batch.bad)
         self._watch(loss.loss, report, batch.key)
@@ -101,6 +103,16 @@ class Run:
             if len(loss.terms) > 1:
                 means |= {f"loss/{name}": term for name, term in loss.terms.items()}
             self._log(means, report, learning_rate)
+
+    def _move_averages(self) -> None:
+        """Take the step's weights into the averages of them; every rank must call it."""
+        engine, mean_tower = self.parts.engine, self.parts.mean_tower
+        if self.parts.ema is not None:
+            self.parts.ema.update(self.stage.batch)
+        if mean_tower is not None:
+            weights = mean_tower.sources(engine.model)
+            with engine.full_parameters(weights):
+                mean_tower.update(weights, self.samples_seen / self.stages.num_samples)
 
     def _watch(self, loss: torch.Tensor, report: StepReport, keys: list[str]) -> None:
         """Count the step; write it down where it was skipped or its loss is a spike."""
@@ -154,7 +166,7 @@ class Run:
             num_bad = sum(bad.values())
             ranges = tuple(self.parts.engine.stability.skipped_ranges)
             point = ResumePoint(self.step_number, num_bad, ranges)
-            failure = self.saver.save(self.parts, point)
+            failure = self.saver.save(self.parts, point, step_seconds=self.step_seconds)
             self.saved_step = self.step_number if self.saver.is_writing else -1
             if not self.config.checkpoint.asynchronous:
                 failure = self.saver.wait() or failure
@@ -195,6 +207,7 @@ class Run:
         logged = dict(zip(means, values, strict=True))
         stability = self.parts.engine.stability
         elapsed = time.perf_counter() - meter.started
+        self.step_seconds = elapsed / meter.steps
         rate = meter.steps * self.stage.batch / elapsed
         left = self.stages.num_samples - self.samples_seen
         row = {
@@ -216,6 +229,7 @@ class Run:
             **{f"skipped/{kind}": n for kind, n in bad.items()},
             "eta_seconds": left / rate,
             "checkpoint_stall_seconds": self.saver.stall_seconds,
+            "checkpoint_stall_fraction": self.saver.stall_seconds / elapsed,
             "seconds": elapsed,
             **self._utilization(rate),
         }

@@ -68,8 +68,11 @@ class Saver:
         self._mirror = Mirror(remote, config.intervals) if remote and is_first else None
         self.stall_seconds = 0.0  # that training stood still since it was last asked
 
-    def save(self, parts: Parts, point: ResumePoint) -> str | None:
-        """Take a snapshot and have it written; every rank must call it.
+    def save(
+        self, parts: Parts, point: ResumePoint, *, step_seconds: float | None = None
+    ) -> str | None:
+        """Take a snapshot and have it written; every rank must call it. `step_seconds` is what a
+        step takes, for the log.
 
         Returns what went wrong with the checkpoint before, or with starting this one.
         """
@@ -80,7 +83,7 @@ class Saver:
         temporary = self._folder / f".{name}.tmp-saving"
         problem = on_first_rank(lambda: _made(self._folder, temporary))
         if problem is None:
-            self._take(parts, temporary, point, started)
+            self._take(parts, temporary, point, started, step_seconds)
         self.stall_seconds += time.perf_counter() - started
         return failure or problem
 
@@ -89,10 +92,17 @@ class Saver:
         """Whether the snapshot that `save` took has not been waited for."""
         return self._writer is not None
 
-    def _take(self, parts: Parts, temporary: Path, point: ResumePoint, started: float) -> None:
+    def _take(
+        self,
+        parts: Parts,
+        temporary: Path,
+        point: ResumePoint,
+        started: float,
+        step_seconds: float | None,
+    ) -> None:
         rank, samples_seen = self._group.rank, parts.stage.samples_at(point.step_number)
         engine_folder = temporary / checkpoint.ENGINE_FOLDER
-        self._snapshot.take(parts.engine.partitions, parts.ema)
+        self._snapshot.take(parts.engine.partitions, parts.ema, parts.mean_tower)
         if rank == 0:
             job = _Publication(
                 folder=self._folder,
@@ -109,10 +119,13 @@ class Saver:
             )
             self._abort.clear()
             stall = time.perf_counter() - started
-            self._publisher = _Thread(lambda: self._publish(job, stall))
+            stood = f"training stood still for {stall * 1e3:,.1f} ms"
+            if step_seconds:
+                stood += f", {stall / step_seconds:.0%} of a step"
+            self._publisher = _Thread(lambda: self._publish(job, stood))
         self._writer = _Thread(lambda: _write(self._snapshot, engine_folder, rank))
 
-    def _publish(self, job: _Publication, stall: float) -> None:
+    def _publish(self, job: _Publication, stood: str) -> None:
         started = time.perf_counter()
         try:
             size = job.run(self._abort)
@@ -122,7 +135,7 @@ class Saver:
         seconds = time.perf_counter() - started
         print(
             f"saved {self._folder / job.name}: {size / 2**20:,.1f} MiB in {seconds:.2f} s in the "
-            f"background; training stood still for {stall * 1e3:,.1f} ms",
+            f"background; {stood}",
             file=sys.stderr,
             flush=True,
         )

@@ -1,8 +1,9 @@
 """The training state on disk: safetensors files, one a rank, that any number of ranks can read.
 
 A tensor is called KIND/NAME: `weight` (fp32 master weights), the optimizer's own names (`exp_avg`,
-`exp_avg_sq`), `ema` and `random`. Each file says where in the flattened parameter its elements
-start, so that a reader takes the elements it needs out of whichever files have them. No pickle.
+`exp_avg_sq`), `ema`, `mean` (model/attentive.py) and `random`. Each file says where in the
+flattened parameter its elements start, so that a reader takes the elements it needs out of
+whichever files have them. No pickle.
 
 Legend: n elements of a flattened parameter.
 """

@@ -1,4 +1,5 @@
-"""What a run says of itself: metrics.jsonl always, TensorBoard, and a line that a person can read.
+"""What a run says of itself: metrics.jsonl always, TensorBoard, W&B if asked, and a line for
+people.
 
 Rank 0 alone writes. The columns are in docs/formats.md. A resumed run first drops the rows after
 its checkpoint, so that the log of a stopped and continued run is that of an uninterrupted one.
@@ -18,6 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from configs.progress import format_duration
 from configs.publish import publish_text
+from pretrain.wandb_log import WandbLog
 
 Row = Mapping[str, float]  # not finite: null in metrics.jsonl
 
@@ -32,11 +34,19 @@ def peak_memory_bytes() -> int:
 class Telemetry:
     """Appends one row a logged step."""
 
-    def __init__(self, folder: Path, *, samples_seen: int, total_samples: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        samples_seen: int,
+        total_samples: int,
+        wandb: WandbLog | None = None,
+    ) -> None:
         self._total_samples = total_samples
         self._path = folder / "metrics.jsonl"
         self._drop_rows_after(samples_seen)
         self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 (lives as long as the run)
+        self._wandb = wandb
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=samples_seen + 1)
 
     def _drop_rows_after(self, samples_seen: int) -> None:
@@ -56,6 +66,8 @@ class Telemetry:
         finite = {name: v if math.isfinite(v) else None for name, v in row.items()}
         self._file.write(json.dumps(finite, allow_nan=False) + "\n")
         self._file.flush()
+        if self._wandb is not None:
+            self._wandb.log(finite)
         for name, value in row.items():
             if name not in {"step", "samples_seen"}:
                 self._board.add_scalar(name, value, int(row["samples_seen"]))
@@ -89,6 +101,8 @@ class Telemetry:
         """Flush and close."""
         self._file.close()
         self._board.close()
+        if self._wandb is not None:
+            self._wandb.close()
 
 
 def _samples_of(line: str) -> float:

@@ -13,22 +13,17 @@ from dataclasses import dataclass
 import torch
 
 from configs.errors import PairmillError
-from pretrain.build import (
-    Batches,
-    build_dataset,
-    build_model,
-    count_tokens,
-    make_tokenizer,
-    open_batches,
-    with_tokenizer,
-)
+from pretrain.build import Batches, build_dataset, build_model, open_batches
 from pretrain.config import PretrainConfig
+from pretrain.data.batch import Batch
 from pretrain.data.dataset import Sources
-from pretrain.data.loader import Batch
 from pretrain.data.streaming import Stream
 from pretrain.inputs import forward_inputs
+from pretrain.model.attentive import MeanTower
 from pretrain.model.clip import ClipModel, Json
 from pretrain.objectives.group import Solo
+from pretrain.reduction.image import AttentivePatches
+from pretrain.run_tokenizer import count_tokens, make_tokenizer, with_tokenizer
 from pretrain.teacher import Teacher
 
 _NUM_CAPTIONS = 10_000  # for a stand-in of the run's vocabulary
@@ -131,12 +126,15 @@ def _rate_of_model(
     """Return samples a second of forward, loss and backward on the device, one rank's batch."""
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     half = config.engine.precision == "bf16"
+    mean_tower, reduction = None, config.reduction.build()
+    if isinstance(reduction, AttentivePatches):
+        mean_tower = MeanTower(model, reduction, config.engine.precision).to(device)
     model = model.to(device, torch.bfloat16 if half else torch.float32).train()
     objective = config.total
     teacher = None if teacher is None else teacher.to(device)
 
     def step() -> None:
-        features = model(**forward_inputs(batch, objective, model, teacher))
+        features = model(**forward_inputs(batch, objective, model, teacher, mean_tower))
         loss = objective(features, similarity=model.similarity, group=Solo()).loss
         loss.backward()  # type: ignore[no-untyped-call]
         model.zero_grad(set_to_none=True)

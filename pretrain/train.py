@@ -24,7 +24,7 @@ from pretrain.arithmetic import describe
 from pretrain.bad_samples import BadSamples, drop_rows_after
 from pretrain.build import Parts, build_parts
 from pretrain.config import PretrainConfig
-from pretrain.data.loader import Batch
+from pretrain.data.batch import Batch
 from pretrain.engine import start_processes
 from pretrain.in_loop import Evaluate
 from pretrain.ranks import Stop, StopRequest, on_first_rank
@@ -35,6 +35,7 @@ from pretrain.saving import Saver
 from pretrain.stability import SpikeLog, Stability, drop_spikes_after
 from pretrain.stages import Stages
 from pretrain.telemetry import Telemetry
+from pretrain.wandb_log import WandbLog, check_wandb
 
 STOPPED_ON_REQUEST = 75  # exit code (EX_TEMPFAIL): worth requeueing
 
@@ -59,6 +60,7 @@ def pretrain(
     """
     if (config.evaluation is None) != (evaluate is None):
         raise UsageError("config.evaluation and a function `evaluate` go together; got one.")
+    check_wandb(config.telemetry.wandb)
     request = StopRequest(stop)
     run = None
     try:
@@ -136,8 +138,19 @@ def open_run(
     on_first_rank(lambda: drop_spikes_after(folder, position))
     if parts.group.rank == 0:
         publish_text(folder / "config.yaml", to_yaml(config))
-        telemetry = Telemetry(folder, samples_seen=samples_seen, total_samples=stages.num_samples)
+        section, wandb = config.telemetry, None
+        if section.wandb is not None:
+            tree = config.model_dump(mode="json")
+            wandb = WandbLog(folder, config.name, tree, section.wandb)
+        telemetry = Telemetry(
+            folder, samples_seen=samples_seen, total_samples=stages.num_samples, wandb=wandb
+        )
         say(describe(parts.stage, parts.data, parts.group.size))
+        if section.device_peak_flops is None:
+            say(
+                "mfu is not logged: set telemetry.device_peak_flops to the dense peak of one "
+                f"device in {config.engine.precision} (model_flops_per_second is logged)."
+            )
     dist.barrier()  # no rank writes before rank 0 has made the folder and cut the logs
     return Run(
         config=config,

@@ -7,17 +7,20 @@ made once and used again.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from pretrain.ema import Ema
+from pretrain.model.attentive import MeanTower
 from pretrain.partitions import Partitions
 from pretrain.state_files import Layout, StateReader, state_file, write_state
 
-_NOT_OF_THE_OPTIMIZER = {"weight", "ema", "random"}
+_NOT_OF_THE_OPTIMIZER = {"weight", "ema", "mean", "random"}
 
 
 @dataclass
@@ -27,7 +30,9 @@ class Snapshot:
     tensors: dict[str, Tensor] = field(default_factory=dict)
     layout: Layout = field(default_factory=lambda: Layout({}, {}, {}))
 
-    def take(self, partitions: Partitions, ema: Ema | None) -> None:
+    def take(
+        self, partitions: Partitions, ema: Ema | None, mean_tower: MeanTower | None = None
+    ) -> None:
         """Copy everything as it is now; the buffers of the last snapshot are used again."""
         wanted: dict[str, tuple[int, Tensor]] = {}
         scalars: dict[str, dict[str, float]] = {}
@@ -41,6 +46,8 @@ class Snapshot:
                 scalars[name] = found
         if ema is not None:
             wanted |= {f"ema/{name}": found for name, found in ema.tensors().items()}
+        if mean_tower is not None:
+            wanted |= _own_parts(mean_tower)
         self._copy({key: tensor.detach() for key, (_, tensor) in wanted.items()})
         self.layout = Layout(
             {key: start for key, (start, _) in wanted.items()}, partitions.shapes, scalars
@@ -66,7 +73,23 @@ class Snapshot:
         return write_state(state_file(folder, rank), self.tensors, self.layout)
 
 
-def load_state(folder: Path, partitions: Partitions, ema: Ema | None, rank: int) -> bool:
+def _own_parts(mean_tower: MeanTower) -> dict[str, tuple[int, Tensor]]:
+    """Return this rank's part of what every rank has: the r-th run of each tensor's elements."""
+    rank, size, found = dist.get_rank(), dist.get_world_size(), {}
+    for name, average in mean_tower.named_averages().items():
+        part = math.ceil(average.numel() / size)
+        if rank * part < average.numel():
+            found[f"mean/{name}"] = (rank * part, average.view(-1)[rank * part :][:part])
+    return found
+
+
+def load_state(
+    folder: Path,
+    partitions: Partitions,
+    ema: Ema | None,
+    rank: int,
+    mean_tower: MeanTower | None = None,
+) -> bool:
     """Read this rank's part of the state; every rank must call it.
 
     Returns whether the random states of this rank were there too (not where it is a new rank).
@@ -86,6 +109,9 @@ def load_state(folder: Path, partitions: Partitions, ema: Ema | None, rank: int)
     partitions.publish_weights()
     if ema is not None:
         ema.load(reader)
+    if mean_tower is not None:
+        means = mean_tower.named_averages()
+        mean_tower.load({n: reader.read("mean", n, 0, mean.numel()) for n, mean in means.items()})
     random = reader.random(rank)
     if "cpu" in random:
         torch.set_rng_state(random["cpu"])

@@ -28,6 +28,7 @@ from pretrain.config.training import (
     OptimizerConfig,
     StabilityConfig,
     TelemetryConfig,
+    WandbConfig,
 )
 
 __all__ = [
@@ -52,4 +53,5 @@ __all__ = [
     "TokenizerConfig",
     "TowerConfig",
     "TowersConfig",
+    "WandbConfig",
 ]

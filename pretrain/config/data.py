@@ -26,10 +26,11 @@ class AugmentationConfig(Config):
     """What is cut out of a picture and how it is changed (pretrain/data/augment.py).
 
     `crop`: `random` is RandomResizedCrop with shares of the area in `scale` and aspects in `ratio`,
-    `center` the largest centred square, `squash` the whole picture whatever its shape.
+    `center` the largest centred square, `squash` the whole picture whatever its shape, `enclosing`
+    a random box that holds the crops of `data.views`, for attentive masking.
     """
 
-    crop: Literal["random", "center", "squash"] = "random"
+    crop: Literal["random", "center", "squash", "enclosing"] = "random"
     scale: tuple[Area, Area] = (0.9, 1.0)
     ratio: tuple[PositiveFloat, PositiveFloat] = (0.75, 1.3333333333333333)
     flip: bool = False
@@ -45,6 +46,8 @@ class AugmentationConfig(Config):
         if any(low > high for low, high in ranges.values()):
             got = ", ".join(f"{name} {range_}" for name, range_ in ranges.items())
             raise ValueError(f"expected [low, high] ranges, got {got}")
+        if self.crop == "enclosing" and self.flip:
+            raise ValueError("the enclosing crop is not flipped: the views in it may be")
         if self.jitter_probability and not any(self.jitter):
             raise ValueError("jitter_probability without strengths: set jitter, [b, c, s, h]")
         return self

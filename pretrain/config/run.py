@@ -187,6 +187,9 @@ class PretrainConfig(Config):
             if key == "optimizer":
                 pairs = {f"{key}.{k}": (stored[key][k], v) for k, v in trees[key].items()}
             changed += [k for k, (a, b) in pairs.items() if a != b and k not in KEPT_MAY_CHANGE]
+        kinds = {before.reduction.name, now.reduction.name}
+        if "attentive" in kinds and before.reduction != now.reduction:
+            changed.append("reduction")
         return changed
 
     @model_validator(mode="after")
@@ -223,6 +226,11 @@ class PretrainConfig(Config):
                     f"similarity.name={self.similarity.name}"
                 )
         needs = self.total.needs
+        if needs & {"second_image", "mean_target"} and self.reduction.name != "attentive":
+            raise ValueError(
+                "clip_views and byol compare views that a mean teacher has masked: set "
+                "reduction: {name: attentive}"
+            )
         if "views" in needs and len(self.data.views) != 2:
             raise ValueError(
                 f"simclr compares two augmented views, got {len(self.data.views)}: set data.views "
@@ -236,6 +244,28 @@ class PretrainConfig(Config):
             raise ValueError(
                 "a teacher and an objective that learns from one (distill_...) go together; got "
                 f"teacher {'without' if self.teacher else 'missing for'} such an objective"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _attentive_masking_fits(self) -> Self:
+        crops = [view.crop for view in self.data.views]
+        is_attentive = self.reduction.name == "attentive"
+        if is_attentive != (self.augmentation.crop == "enclosing") or "enclosing" in crops:
+            raise ValueError(
+                "reduction attentive and augmentation.crop: enclosing go together, and no view is "
+                f"enclosing; got reduction {self.reduction.name}, augmentation.crop "
+                f"{self.augmentation.crop}, views with crops {crops}"
+            )
+        if is_attentive and len(crops) not in ((2,) if self.total.needs else (1, 2)):
+            raise ValueError(
+                "reduction attentive masks two data.views, or one where the objective compares no "
+                f"second one; got {len(crops)}"
+            )
+        if is_attentive and (self.teacher or self.data.negative_image):
+            raise ValueError(
+                "reduction attentive trains on views: a teacher and data.negative_image, which are "
+                "of the whole image, do not go with it"
             )
         return self
 

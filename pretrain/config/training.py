@@ -128,8 +128,18 @@ class EvaluationConfig(Config):
     suite: str = Field(description="a configuration of `pairmill evaluate`: a path or shipped name")
 
 
+class WandbConfig(Config):
+    """Weights & Biases (`pip install 'pairmill[wandb]'`); its key comes from the environment."""
+
+    project: str = "pairmill"
+    entity: str | None = None
+    mode: Literal["online", "offline"] = "online"  # offline: OUTPUT/wandb, for `wandb sync`
+
+
 class TelemetryConfig(Config):
-    """What the log needs to be told."""
+    """What the log needs to be told, and where it goes beside metrics.jsonl and TensorBoard."""
+
+    wandb: WandbConfig | None = None
 
     device_peak_flops: PositiveFloat | None = Field(
         default=None,

@@ -10,6 +10,7 @@ is the model's, on the device.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -27,7 +28,7 @@ _TRIES = 10
 _NUM_CROP_DRAWS = _TRIES * 4 + 1  # area, aspect, x, y of ten tries; the flip
 _NUM_COLOUR_DRAWS = 9  # jitter?, order, four strengths, gray?, blur?, its sigma
 _BLUR_SIGMAS = 3.0  # radius of the kernel in standard deviations: 0.3 % of a Gaussian lie beyond
-Crop = Literal["random", "center", "squash"]
+Crop = Literal["random", "center", "squash", "enclosing"]
 Jitter = tuple[float, float, float, float]
 
 
@@ -46,8 +47,9 @@ class ImageTransform:
 
     `crop`: `random` draws a box whose share of the area is in `scale` and whose aspect is in
     `ratio` (log-uniformly, as torchvision and open_clip do); `center` takes the largest centred
-    square; `squash` takes all of the picture, whatever its shape. `jitter`: brightness, contrast,
-    saturation and hue, as in torchvision's ColorJitter, applied with `jitter_probability`.
+    square; `squash` takes all of the picture, whatever its shape; `enclosing` is told its box, one
+    that holds other crops (`around`). `jitter`: brightness, contrast, saturation and hue, as in
+    torchvision's ColorJitter, applied with `jitter_probability`.
     `blur_sigma`: range of the standard deviation of a Gaussian blur, in pixels of the small picture
     (SLIP, Mu et al., arXiv:2112.12750, blurs half of its views with 0.1 to 2.0).
     """
@@ -72,18 +74,24 @@ class ImageTransform:
         return draws.uniform(seed, f"image/view{view}", positions[:, None], number)
 
     def __call__(
-        self, data: bytes, drawn: npt.NDArray[np.float64], out: Tensor | None = None
+        self,
+        data: bytes,
+        drawn: npt.NDArray[np.float64],
+        out: Tensor | None = None,
+        *,
+        crop: tuple[Box, int] | None = None,
     ) -> Tensor:
-        """Return [3, image_size, image_size] uint8 as one row of `draw` says, written to `out`.
+        """Return [3, image_size, image_size] uint8 as one row of `draw` says, written to `out`;
+        `crop` is the box of an enclosing crop, with its scale (`around`).
 
         Raises UndecodableImageError.
         """
         image = open_image(data, max_image_pixels=self.max_image_pixels)
-        box, scale = self._box(image.width, image.height, drawn)
+        box, scale = crop or self._box(image.width, image.height, drawn)
         if not image.can_scale:
             scale = 1
         x = self._resized(image.pixels(scale), _divided(box, scale))
-        if self.flip and drawn[_NUM_CROP_DRAWS - 1] < 0.5:
+        if self.mirrors(drawn):
             x = x.flip(-1)
         if self.jitter_probability or self.gray_probability or self.blur_probability:
             x = self._coloured(x, drawn[_NUM_CROP_DRAWS:].tolist())
@@ -92,6 +100,32 @@ class ImageTransform:
     def box(self, width: int, height: int, drawn: npt.NDArray[np.float64]) -> Box:
         """Return the crop of a picture of that size, in its pixels."""
         return self._box(width, height, drawn)[0]
+
+    def mirrors(self, drawn: npt.NDArray[np.float64]) -> bool:
+        """Return whether the picture is flipped."""
+        return bool(self.flip and drawn[_NUM_CROP_DRAWS - 1] < 0.5)
+
+    def around(
+        self,
+        boxes: Sequence[Box],
+        width: int,
+        height: int,
+        drawn: npt.NDArray[np.float64],
+    ) -> tuple[Box, int]:
+        """Return a box of a picture that holds all `boxes`, each edge drawn uniformly between
+        theirs and the picture's and moved outwards to the grid of scaled decoding; and its scale.
+        """
+        shares = drawn[:4].tolist()
+        left = int(shares[0] * (min(box.left for box in boxes) + 1))
+        top = int(shares[1] * (min(box.top for box in boxes) + 1))
+        right = max(box.left + box.width for box in boxes)
+        bottom = max(box.top + box.height for box in boxes)
+        right += int(shares[2] * (width - right + 1))
+        bottom += int(shares[3] * (height - bottom + 1))
+        scale = scale_for(min(right - left, bottom - top), self.image_size)
+        left, top = left // scale * scale, top // scale * scale
+        right, bottom = (scale * -(-edge // scale) for edge in (right, bottom))
+        return Box(left, top, min(width, right) - left, min(height, bottom) - top), scale
 
     def _box(self, width: int, height: int, drawn: npt.NDArray[np.float64]) -> tuple[Box, int]:
         """Return the crop, moved to the grid of scaled decoding, and its scale."""
@@ -105,6 +139,7 @@ class ImageTransform:
         return Box(left, top, right - left, bottom - top), scale
 
     def _drawn_box(self, width: int, height: int, drawn: npt.NDArray[np.float64]) -> Box:
+        assert self.crop != "enclosing", "its box is given"
         if self.crop == "squash":
             return Box(0, 0, width, height)
         if self.crop == "center":

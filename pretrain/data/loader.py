@@ -12,169 +12,28 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import connection, forkserver, parent_process, resource_tracker
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from configs import draws
 from configs.errors import DataError, PairmillError
-from pretrain.data import captions
-from pretrain.data.augment import ImageTransform
-from pretrain.data.captions import CaptionChoice, texts_at
+from pretrain.data.batch import BadSample, Batch, BatchMaker, BatchPlan, SampleForm
 from pretrain.data.dataset import Source, Sources
-from pretrain.data.decode import UndecodableImageError
 from pretrain.data.mixture import Mixture
-from pretrain.data.order import SampleOrder, Window, positions_of
-from pretrain.data.reader import RawSample, ShardReader, UnusableSampleError
+from pretrain.data.order import SampleOrder, Window
+from pretrain.data.reader import ShardReader, UnusableSampleError
 from pretrain.data.remote import Cache, CachePlan, FetchAhead
 from pretrain.model.tokenizer import Tokenizer
-from pretrain.reduction.image import ImageReduction
-from pretrain.reduction.text import TextReduction
 
 _NEAR_REPLACEMENTS = 16  # tries within the window: its shards are open, or in the cache
 _FAR_REPLACEMENTS = 16  # then anywhere in the source
 _PREFETCHED_SAMPLES = 4_096  # a worker holds as many, in whole batches: at least 1, at most 4
-
-
-class BadSample(NamedTuple):
-    """A sample that could not be used at this position; `kind` is one of few, `problem` says more.
-
-    `source` is the name of its manifest.
-    """
-
-    position: int
-    source: str
-    key: str
-    kind: str
-    problem: str
-
-
-class Batch(NamedTuple):
-    """The local part of one global batch: uint8 pixels, token ids, kept patches and positions.
-
-    `view_bv3HW`: further augmented views of each image; `negative_token_bL`, `negative_image_b3HW`:
-    the sample's hard negatives. Each is there where the dataset was built with it.
-    """
-
-    image_b3HW: Tensor
-    token_bL: Tensor
-    kept_bK: Tensor | None
-    key: list[str]
-    bad: list[BadSample]
-    view_bv3HW: Tensor | None = None
-    negative_token_bL: Tensor | None = None
-    negative_image_b3HW: Tensor | None = None
-    kept_text_bK: Tensor | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatchPlan:
-    """How the samples consumed are cut into batches for one rank."""
-
-    seed: int
-    global_batch_size: int
-    rank: int
-    world_size: int
-    window_shards: int
-    patch_rows: int  # patches along one side of an image
-    image_reduction: ImageReduction
-    text_reduction: TextReduction
-    skipped: tuple[tuple[int, int], ...] = ()  # ranges of positions, see order.positions_of
-
-    def positions(self, consumed: int) -> npt.NDArray[np.int64]:
-        """Return the positions of this rank's part of the global batch after `consumed` samples."""
-        local = self.global_batch_size // self.world_size
-        start = consumed + self.rank * local
-        return positions_of(np.arange(start, start + local, dtype=np.int64), self.skipped)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SampleForm:
-    """What is made of a sample."""
-
-    image: ImageTransform
-    caption: CaptionChoice = field(default_factory=CaptionChoice)
-    views: tuple[ImageTransform, ...] = ()  # further augmented views
-    negative_caption: str | None = None  # the place of a hard negative (captions.py)
-    negative_image: str | None = None  # the extension of one
-
-    @property
-    def extensions(self) -> tuple[str, ...]:
-        """The members to read beside the image."""
-        wanted = self.caption.extensions
-        if self.negative_caption:
-            wanted += CaptionChoice(places=((self.negative_caption, 1.0),)).extensions
-        return wanted + ((self.negative_image,) if self.negative_image else ())
-
-
-class BatchMaker:
-    """Makes the rows of one batch in place, with everything that is drawn by position."""
-
-    def __init__(
-        self,
-        form: SampleForm,
-        caption: CaptionChoice,
-        seed: int,
-        positions: npt.NDArray[np.int64],
-    ) -> None:
-        self._form, self._caption, self._positions = form, caption, positions
-        size, side = len(positions), form.image.image_size
-        self._image = torch.empty((size, 3, side, side), dtype=torch.uint8)
-        self._views = torch.empty((size, len(form.views), 3, side, side), dtype=torch.uint8)
-        self._negative = torch.empty_like(self._image) if form.negative_image else None
-        self._keys, self._captions, self._negative_captions = ([""] * size for _ in range(3))
-        transforms = (form.image, *form.views)
-        self._image_draws = [t.draw(seed, positions, view) for view, t in enumerate(transforms)]
-        self._caption_draws = captions.draw(seed, positions)
-
-    def put(self, i: int, sample: RawSample) -> None:
-        """Make row i of a sample. Raises UnusableSampleError."""
-        form = self._form
-        caption = self._caption(sample.captions, sample.member.get, self._caption_draws[i])
-        if caption is None:
-            raise UnusableSampleError(sample.key, "no caption", "no caption")
-        if form.negative_caption:
-            self._negative_captions[i] = _negative(sample, form.negative_caption)
-        try:
-            form.image(sample.image, self._image_draws[0][i], self._image[i])
-            for view, transform in enumerate(form.views):
-                drawn = self._image_draws[view + 1][i]
-                transform(sample.image, drawn, self._views[i, view])
-            if self._negative is not None and form.negative_image is not None:
-                negative = sample.member.get(form.negative_image, b"")
-                form.image(negative, self._image_draws[0][i], self._negative[i])
-        except UndecodableImageError as error:
-            raise UnusableSampleError(sample.key, error.kind, str(error)) from None
-        self._captions[i], self._keys[i] = caption, sample.key
-
-    def batch(self, tokenizer: Tokenizer, plan: BatchPlan, bad: list[BadSample]) -> Batch:
-        """Return the batch: captions as ids, kept patches drawn."""
-        form, kept, side = self._form, None, plan.patch_rows
-        if plan.image_reduction.num_kept(side) < side * side:
-            kept = torch.from_numpy(plan.image_reduction.kept(plan.seed, self._positions, side))
-        negative = tokenizer(self._negative_captions) if form.negative_caption else None
-        views = self._views if form.views else None
-        token, kept_text = tokenizer.reduced(
-            self._captions, plan.text_reduction, seed=plan.seed, positions=self._positions
-        )
-        return Batch(
-            *(self._image, token, kept, self._keys, bad, views, negative, self._negative),
-            kept_text,
-        )
-
-
-def _negative(sample: RawSample, place: str) -> str:
-    found = texts_at(place, sample.member.get, {})
-    if not found:
-        raise UnusableSampleError(sample.key, "no negative caption", f"nothing at {place}")
-    return found[0]
 
 
 class _Opened:

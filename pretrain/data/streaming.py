@@ -23,15 +23,9 @@ from webdataset.shardlists import ResampledShards
 
 from configs import draws
 from configs.errors import DataError, PairmillError
+from pretrain.data.batch import BadSample, Batch, BatchMaker, BatchPlan, SampleForm
 from pretrain.data.captions import CaptionChoice
-from pretrain.data.loader import (
-    BadSample,
-    Batch,
-    BatchMaker,
-    BatchPlan,
-    SampleForm,
-    loader_options,
-)
+from pretrain.data.loader import loader_options
 from pretrain.data.reader import RawSample, UnusableSampleError
 from pretrain.model.tokenizer import Tokenizer
 

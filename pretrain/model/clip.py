@@ -204,24 +204,32 @@ class ClipModel(nn.Module):
         negative_image_b3HW: Tensor | None = None,
         teacher: tuple[Tensor, Tensor, Tensor] | None = None,
         kept_text_bK: Tensor | None = None,
+        kept_view_bvK: Tensor | None = None,
+        mean_target_bP: Tensor | None = None,
     ) -> Features:
         """Encode uint8 images and token ids; with `kept_bK`, only those patches of each image,
         with `kept_text_bK` only those positions of each text.
 
-        `view_bv3HW` are two augmented views of each image, encoded whole. `teacher` is what the
+        `view_bv3HW` are two augmented views of each image, encoded whole. With `kept_view_bvK` (and
+        `mean_target_bP`; attentive.py) the views are the images, of which those patches are
+        encoded, and `image_b3HW` is not. `teacher` is what the
         frozen teacher gives for the batch: image and text features of length 1, and its exp(s).
         """
-        self.patches.kept_bK = kept_bK
-        try:
-            image_bD = self.clip.encode_image(self.pixels(image_b3HW))
-        finally:
-            self.patches.kept_bK = None
+        more: dict[str, Any] = {}
+        if kept_view_bvK is not None:
+            assert view_bv3HW is not None, "kept patches are those of views"
+            image_bD, found = self._attended(view_bv3HW, kept_view_bvK)
+            more = {**found, "mean_target_bP": mean_target_bP}
+        else:
+            with self.patches.keeping(kept_bK):
+                image_bD = self.clip.encode_image(self.pixels(image_b3HW))
+            if view_bv3HW is not None:
+                more["view_a_bP"], more["view_b_bP"] = self._projected(view_bv3HW)
         text_bD = encode_text(self.clip, token_bL, kept_text_bK)
         dtype = torch.promote_types(image_bD.dtype, torch.float32)  # losses are not in bfloat16
         bias = self.clip.logit_bias
-        more: dict[str, Any] = {} if bias is None else {"logit_bias": bias.to(dtype)}
-        if view_bv3HW is not None:
-            more["view_a_bP"], more["view_b_bP"] = self._projected(view_bv3HW)
+        if bias is not None:
+            more["logit_bias"] = bias.to(dtype)
         if negative_token_bL is not None:
             more["negative_text_bD"] = self.clip.encode_text(negative_token_bL)
         if negative_image_b3HW is not None:
@@ -242,11 +250,50 @@ class ClipModel(nn.Module):
     def _projected(self, view_bv3HW: Tensor) -> tuple[Tensor, Tensor]:
         """Return SLIP's projections [b, P] of the pooled features before the last map."""
         assert self.heads.views is not None, "the model was built without a head for views"
-        visual = self.clip.visual
-        pixels = self.pixels(view_bv3HW.flatten(0, 1))
-        pooled, _ = visual._pool(visual.transformer(visual._embeds(pixels)))
+        _, pooled = self._encoded(view_bv3HW.flatten(0, 1))
         first, second = self.heads.views(pooled).unflatten(0, view_bv3HW.shape[:2]).unbind(1)
         return first, second
+
+    def _encoded(self, image_n3HW: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the features [n, D] of uint8 images, and what they are mapped from [n, W].
+
+        The tower is called as a module, never in pieces: ZeRO 3 gathers its weights by its hooks.
+        """
+        visual: Any = self.clip.visual
+        pool, found = visual._pool, []
+
+        def noting(token_nTW: Tensor) -> tuple[Tensor, Tensor]:
+            pooled, tokens = pool(token_nTW)
+            found.append(pooled)
+            return pooled, tokens
+
+        visual._pool = noting
+        try:
+            image_nD: Tensor = visual(self.pixels(image_n3HW))
+        finally:
+            del visual._pool
+        return image_nD, found[0]
+
+    def _attended(
+        self, view_bv3HW: Tensor, kept_view_bvK: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the features of the first view [b, D], and the fields of `Features` that the
+        objectives of masked views take.
+        """
+        shape = view_bv3HW.shape[:2]
+        with self.patches.keeping(kept_view_bvK.flatten(0, 1)):
+            image_nD, pooled = self._encoded(view_bv3HW.flatten(0, 1))
+        image_bD, *others = image_nD.view(*shape, -1).unbind(1)
+        more = dict(zip(("second_image_bD",), others, strict=False))
+        if self.heads.views is not None:
+            found = self.heads.views(pooled).unflatten(0, shape).unbind(1)
+            more |= zip(("view_a_bP", "view_b_bP"), found, strict=True)
+        if self.heads.mean_projector is not None:
+            assert self.heads.mean_predictor is not None
+            online = self.heads.mean_predictor(self.heads.mean_projector(pooled))
+            found = online.unflatten(0, shape).unbind(1)
+            more |= zip(("online_a_bP", "online_b_bP"), found, strict=True)
+        return image_bD, more
 
     @property
     def is_open_clips(self) -> bool:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 if TYPE_CHECKING:
     from torch import Tensor
 
-Need = Literal["teacher", "views", "negative_image", "negative_text"]
+Need = Literal["teacher", "views", "negative_image", "negative_text", "second_image", "mean_target"]
 
 
 class Features(NamedTuple):
@@ -29,6 +29,12 @@ class Features(NamedTuple):
     # Two augmented views of each image, projected.
     view_a_bP: Tensor | None = None
     view_b_bP: Tensor | None = None
+    # With attentive masking: `image_bD` is the first view, this the second; BYOL's predictions from
+    # the views, and what the mean teacher makes of the crop around them.
+    second_image_bD: Tensor | None = None
+    online_a_bP: Tensor | None = None
+    online_b_bP: Tensor | None = None
+    mean_target_bP: Tensor | None = None
     negative_image_bD: Tensor | None = None  # of the negative text (TripletCLIP)
     negative_text_bD: Tensor | None = None  # a hard negative of each text
     # A frozen teacher's features, of length 1, and its exp(s); the student's raw features in the

@@ -1,4 +1,4 @@
-"""What only training needs beside the towers: SLIP's projection head, maps to a teacher's space.
+"""What only training needs beside the towers: heads of SLIP and BYOL, maps to a teacher's space.
 
 They are in the engine's state, to resume from, and not in the evaluation-ready model.
 """
@@ -11,11 +11,19 @@ import torch
 from torch import Tensor, nn
 
 
+def _mlp(width: int, hidden: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(width, hidden), nn.LayerNorm(hidden), nn.ReLU(), nn.Linear(hidden, 256)
+    )
+
+
 class Heads(nn.Module):
     """Empty by default.
 
     views: SLIP's MLP (arXiv:2112.12750): image width -> `view_width` twice -> 256, with LayerNorm
         where SLIP has BatchNorm, whose statistics would depend on the number of ranks.
+    mean_projector, mean_predictor: BYOL's MLPs (arXiv:2006.07733), as A-CLIP has them: image width
+        -> `mean_width` -> 256, 256 -> `mean_width` -> 256, with LayerNorm for the same reason.
     image, text: CLIP-KD's linear maps to the teacher's width (arXiv:2307.12732), where it differs.
     """
 
@@ -24,6 +32,7 @@ class Heads(nn.Module):
         *,
         image_width: int = 0,
         view_width: int | None = None,
+        mean_width: int | None = None,
         embed_dim: int = 0,
         teacher_dim: int | None = None,
     ) -> None:
@@ -35,6 +44,11 @@ class Heads(nn.Module):
                 *(nn.Linear(view_width, view_width), nn.LayerNorm(view_width), nn.ReLU()),
                 nn.Linear(view_width, 256),
             )
+        self.mean_projector: nn.Module | None = None
+        self.mean_predictor: nn.Module | None = None
+        if mean_width is not None:
+            self.mean_projector = _mlp(image_width, mean_width)
+            self.mean_predictor = _mlp(256, mean_width)
         self.image: nn.Module | None = None
         self.text: nn.Module | None = None
         if teacher_dim is not None:

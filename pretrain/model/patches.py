@@ -9,6 +9,9 @@ Legend: b samples, L patches or tokens, K kept ones, W width, D embedding width.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -26,6 +29,15 @@ class PatchGather(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.kept_bK: Tensor | None = None
+
+    @contextmanager
+    def keeping(self, kept_bK: Tensor | None) -> Iterator[None]:
+        """Within it, keep these patches of the images that are encoded."""
+        self.kept_bK = kept_bK
+        try:
+            yield
+        finally:
+            self.kept_bK = None
 
     def forward(self, token_bLW: Tensor) -> Tensor:
         """Return [b, 1 + K, W] of [b, 1 + L, W]."""

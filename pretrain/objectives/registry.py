@@ -100,11 +100,12 @@ def prefix(features: Features, size: int | None) -> Features:
     """Return the features with only the first `size` dimensions of the embedding space."""
     if size is None:
         return features
-    negatives = (features.negative_image_bD, features.negative_text_bD)
-    negative_image, negative_text = (None if f is None else f[:, :size] for f in negatives)
+    others = (features.negative_image_bD, features.negative_text_bD, features.second_image_bD)
+    negative_image, negative_text, second = (None if f is None else f[:, :size] for f in others)
     return features._replace(
         image_bD=features.image_bD[:, :size],
         text_bD=features.text_bD[:, :size],
         negative_image_bD=negative_image,
         negative_text_bD=negative_text,
+        second_image_bD=second,
     )

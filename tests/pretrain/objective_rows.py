@@ -41,9 +41,18 @@ ROWS = [
         ],
         {"name": "cosine"},
     ),
+    (
+        [
+            {"name": "clip_views", "chunk_rows": 3},
+            {"name": "simclr"},
+            {"name": "byol", "weight": 2.0},
+        ],
+        {"name": "cosine"},
+    ),
 ]
 IDS = [f"{i}-{row[0]}"[:60] for i, row in enumerate(ROWS)]
 TEACHER_DIM = 24
+_MASKED_VIEWS = {"second_image", "mean_target"}  # needs, of what only a masked model has
 
 
 class _Section(Config):
@@ -63,12 +72,21 @@ def model_of(similarity: dict[str, object], total: Total) -> ClipModel:
         config,
         similarities[str(keywords.pop("name"))](**keywords),
         logits=total.logits or Logits(scale=5.0),
-        heads=Heads(image_width=32, view_width=16, embed_dim=32, teacher_dim=TEACHER_DIM),
+        heads=Heads(
+            image_width=32, view_width=16, mean_width=16, embed_dim=32, teacher_dim=TEACHER_DIM
+        ),
     )
 
 
-def batch_of(size: int) -> dict[str, torch.Tensor]:
-    """The keywords of ClipModel.forward, but the teacher."""
+def batch_of(size: int, total: Total) -> dict[str, torch.Tensor]:
+    """The keywords of ClipModel.forward for objectives, but the teacher."""
+    batch = _everything(size)
+    if not total.needs & _MASKED_VIEWS:
+        del batch["kept_view_bvK"], batch["mean_target_bP"]
+    return batch
+
+
+def _everything(size: int) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
 
     def pixels(*shape: int) -> torch.Tensor:
@@ -81,6 +99,8 @@ def batch_of(size: int) -> dict[str, torch.Tensor]:
         "view_bv3HW": pixels(size, 2),
         "negative_token_bL": torch.randint(0, 20, (size, 8), generator=generator),
         "negative_image_b3HW": pixels(size),
+        "kept_view_bvK": torch.rand(size, 2, 16, generator=generator).argsort(2)[..., :8],
+        "mean_target_bP": torch.randn(size, 256, generator=generator),
     }
 
 

@@ -14,7 +14,6 @@ from configs.errors import CheckpointError
 from configs.load import validate
 from evaluation.encoder import load_encoder
 from evaluation.ranking import FeatureScores
-from pretrain.build import with_tokenizer
 from pretrain.checkpoint import export_model
 from pretrain.config import PretrainConfig
 from pretrain.model.clip import ClipModel
@@ -23,6 +22,7 @@ from pretrain.model.logits import Logits
 from pretrain.model.similarity import load_similarity, similarities
 from pretrain.model.tokenizer import Tokenizer
 from pretrain.objectives.group import Solo
+from pretrain.run_tokenizer import with_tokenizer
 from tests.pretrain.conftest import TINY_MODEL
 from tests.pretrain.objective_rows import IDS, ROWS, TEACHER_DIM, total_of
 

@@ -16,9 +16,10 @@ from curation.manifest import Manifest, manifest_of_tars
 from pretrain.bad_samples import KINDS, BadSamples, check_share, drop_rows_after
 from pretrain.config import DataConfig
 from pretrain.data.augment import ImageTransform
+from pretrain.data.batch import Batch, BatchPlan, SampleForm
 from pretrain.data.captions import CaptionChoice, draw
 from pretrain.data.dataset import Source, Sources, open_sources
-from pretrain.data.loader import Batch, BatchDataset, BatchPlan, SampleForm, batches, loader_options
+from pretrain.data.loader import BatchDataset, batches, loader_options
 from pretrain.model.tokenizer import Tokenizer
 from pretrain.reduction.image import RandomPatches
 from pretrain.reduction.text import TextReduction, truncate

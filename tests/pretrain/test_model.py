@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.errors import CheckpointError, ConfigError
-from pretrain.build import with_tokenizer
 from pretrain.checkpoint import export_model, model_folder
 from pretrain.model.clip import ClipModel, read_model_config
 from pretrain.model.geometries import Cosine
 from pretrain.model.patches import PatchGather
 from pretrain.model.similarity import load_similarity
 from pretrain.model.tokenizer import END_ID, Tokenizer, clean
+from pretrain.run_tokenizer import with_tokenizer
 from tests.pretrain.conftest import TINY_MODEL
 
 TEXTS = [

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain.data.loader import BatchPlan
+from pretrain.data.batch import BatchPlan
 from pretrain.data.mixture import MAX_PERIOD, Mixture, shares_of
 from pretrain.data.order import SampleOrder, positions_of
 from pretrain.reduction.image import RandomPatches

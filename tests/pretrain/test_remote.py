@@ -14,8 +14,9 @@ import torch
 
 from configs.errors import ConfigError, DataError
 from pretrain.config import DataConfig
+from pretrain.data.batch import Batch
 from pretrain.data.dataset import open_sources
-from pretrain.data.loader import Batch, BatchDataset, batches
+from pretrain.data.loader import BatchDataset, batches
 from pretrain.data.remote import Cache, CachePlan
 from tests.pretrain.conftest import make_dataset
 from tests.pretrain.test_loader import dataset_of, same

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers
 
 from configs.errors import ConfigError
-from pretrain.build import with_tokenizer
 from pretrain.config import TokenizerConfig
 from pretrain.model.tokenizer import END_ID, Tokenizer, clean
 from pretrain.reduction.text import cut_at_end
+from pretrain.run_tokenizer import with_tokenizer
 
 SHARED = Path(__file__).resolve().parents[3] / "shared/data"
 LANGUAGES = """ein rotes Haus mit großen Fenstern|une école près de l’église

@@ -29,7 +29,7 @@ from tests.pretrain.conftest import TINY_MODEL, make_config, png, run_ranks, wri
 pytestmark = [pytest.mark.distributed, pytest.mark.filterwarnings("ignore")]
 
 TIMES = {"samples_per_second", "data_wait_fraction", "eta_seconds", "seconds", "peak_memory_bytes",
-         "checkpoint_stall_seconds",
+         "checkpoint_stall_seconds", "checkpoint_stall_fraction",
          "model_flops_per_second", "mfu"}  # fmt: skip
 
 

@@ -32,8 +32,9 @@ from PIL import Image
 
 from curation.manifest import Manifest, manifest_of_tars, read_index
 from pretrain.data.augment import ImageTransform
+from pretrain.data.batch import BatchPlan, SampleForm
 from pretrain.data.dataset import Source, Sources
-from pretrain.data.loader import BatchDataset, BatchPlan, SampleForm
+from pretrain.data.loader import BatchDataset
 from pretrain.data.order import SampleOrder
 from pretrain.data.reader import ShardReader
 from pretrain.model.tokenizer import Tokenizer

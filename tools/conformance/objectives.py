@@ -289,24 +289,6 @@ def check_clipkd(golden: Golden) -> Iterator[Row]:
                 yield not_built(f"{golden.name} {case}", term)
 
 
-def check_slip(golden: Golden) -> Iterator[Row]:
-    """SLIP: CLIP plus SimCLR between the views."""
-    cosine = geometry("cosine")
-    for case, _ in golden.cases(r"s\d+_b\d+_d\d+"):
-        image, text = golden.pair(case)
-        views = golden.leaf(f"{case}/aug1_raw"), golden.leaf(f"{case}/aug2_raw")
-        features = Features(image, text, scalar(CLIP_SCALE), view_a_bP=views[0], view_b_bP=views[1])
-        clip, ssl = loss_of("clip", features, cosine), loss_of("simclr", features, cosine)
-        inputs = {
-            "img_raw": image,
-            "txt_raw": text,
-            "aug1_raw": views[0],
-            "aug2_raw": views[1],
-        }
-        found = {"clip": clip, "ssl": ssl, "loss": clip + ssl}
-        yield from golden.rows(case, {**found, **slopes(clip + ssl, **inputs)})
-
-
 def check_tripletclip(golden: Golden) -> Iterator[Row]:
     """TripletCLIP and NegCLIP; the gradients are those of TripletCLIP."""
     cosine = geometry("cosine")
@@ -377,6 +359,7 @@ def check_distributed(golden: Golden) -> Iterator[Row]:
 def check(folder: Path) -> Iterator[Row]:
     """Yield one row a quantity for every file of a known name in the folder."""
     from tools.conformance.objective_geometries import check_euclip, check_meru
+    from tools.conformance.objective_views import check_aclip, check_slip
 
     checks: dict[str, Callable[[Golden], Iterator[Row]]] = {
         "clip_infonce": check_infonce,
@@ -384,6 +367,7 @@ def check(folder: Path) -> Iterator[Row]:
         "openclip_distill": check_openclip_distill,
         "distributed": check_distributed,
         "cloob": check_cloob,
+        "aclip": check_aclip,
         "euclip": check_euclip,
         "meru": check_meru,
         "clipkd": check_clipkd,

@@ -30,11 +30,11 @@ CLIPPINGS = {
 }
 
 
-def cut(size: int, micro: int) -> list[dict[str, object]]:
+def cut(size: int, micro: int, row) -> list[dict[str, object]]:
     """The keywords of ClipModel.forward of this rank's micro-batches, of equal size."""
     group = world_or_solo()
     local = size // group.size
-    batch = batch_of(size)
+    batch = batch_of(size, total_of(row[0]))
     teacher = teacher_of(size, torch.float32)
     parts = []
     for start in range(group.rank * local, (group.rank + 1) * local, micro):
@@ -74,11 +74,11 @@ def gradients(config) -> list:
     world_size = world_or_solo().size
     local = config.global_batch_size // world_size
     for stage in STAGES:
-        rows = (ROWS[6], ROWS[9], ROWS[16]) if stage == 2 else (ROWS[6],)
+        rows = (ROWS[6], ROWS[9], ROWS[16], ROWS[17]) if stage == 2 else (ROWS[6],)
         for micro in (local, local // 2) if world_size < 4 else (local // 2,):
             for row in rows:
                 engine, compare = engine_of(config, row, stage)
-                backward(engine, cut(config.global_batch_size, micro), compare)
+                backward(engine, cut(config.global_batch_size, micro, row), compare)
                 own = {n: g.clone() for n, g in engine.gradients().items()}
                 norm = engine.step(0.0).gradient_norm
                 found.append((f"{row[0]} {row[1]}", stage, local // micro, own, norm))
@@ -92,7 +92,7 @@ def repeated(config) -> list:
         engine, compare = engine_of(config, ROWS[6], stage)
         inner, size = engine._deepspeed._engine, config.global_batch_size
         inner.set_gradient_accumulation_boundary = lambda is_boundary: None
-        backward(engine, cut(size, size // world_or_solo().size // 2), compare)
+        backward(engine, cut(size, size // world_or_solo().size // 2, ROWS[6]), compare)
         found.append((stage, {n: g.clone() for n, g in engine.gradients().items()}))
     return found
 
@@ -102,7 +102,7 @@ def descent(config) -> list:
     found, size = [], config.global_batch_size
     for stage in STAGES:
         engine, compare = engine_of(config, ROWS[0], stage, name="sgd", weight_decay=0.0)
-        parts = cut(size, size // world_or_solo().size // 2)
+        parts = cut(size, size // world_or_solo().size // 2, ROWS[0])
         for _ in range(20):
             backward(engine, parts, compare)
             engine.step(0.01)
@@ -115,7 +115,7 @@ def not_finite(config) -> list:
     found, group, size = [], world_or_solo(), config.global_batch_size
     for stage, precision in [(stage, "fp32") for stage in STAGES] + [(1, "bf16"), (2, "bf16")]:
         engine, compare = engine_of(config, ROWS[0], stage, precision)
-        parts = cut(size, size // group.size // 2)
+        parts = cut(size, size // group.size // 2, ROWS[0])
 
         def spoilt(features, compare=compare):
             loss = compare(features)
@@ -138,7 +138,7 @@ def not_finite(config) -> list:
 def resumed(config) -> list:
     """Two steps, saved, and two more; against the same two in a new engine that loaded."""
     found, size = [], config.global_batch_size
-    parts = cut(size, size // world_or_solo().size // 2)
+    parts = cut(size, size // world_or_solo().size // 2, ROWS[6])
     zclip = clippings.section("zclip")(name="zclip", warmup_steps=2, z_threshold=0.1)
     sequence = [(stage, "fp32") for stage in STAGES] + [(1, "bf16"), (3, "bf16")]
     for stage, precision in sequence:
@@ -185,7 +185,7 @@ def golden(config) -> list:
     with np.load(GOLDEN) as arrays:
         norms = arrays["seq/grad_norm"].tolist()[:NUM_NORMS]
     row = ({"name": "clip"}, {"name": "cosine"})
-    parts = cut(4, 4 // world_or_solo().size)
+    parts = cut(4, 4 // world_or_solo().size, row)
     for case, (name, keywords) in CLIPPINGS.items():
         for stage in (0, 2) if case == "zclip/default" else (2,):
             section = clippings.section(name)(name=name, **keywords)

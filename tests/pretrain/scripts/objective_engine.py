@@ -16,11 +16,11 @@ if __name__ == "__main__":
     device = start_processes(1)
     group, size = world_or_solo(), config.global_batch_size
     rows = slice(group.rank * size // group.size, (group.rank + 1) * size // group.size)
-    batch = {key: value[rows] for key, value in batch_of(size).items()}
     teacher = (*(t[rows] for t in teacher_of(size, torch.float32)), torch.tensor([20.0]))
     found = []
     for objective, similarity in ROWS:
         total = total_of(objective)
+        batch = {key: value[rows] for key, value in batch_of(size, total).items()}
         engine = Engine(model_of(similarity, total), config, device)
         features = engine.forward(**batch, teacher=teacher)
         loss = total(features, similarity=engine.model.similarity, group=group).loss

@@ -13,7 +13,8 @@ SIZE = 8
 def gradients(model, total: Total, rows: slice, group: Group):
     model.zero_grad()
     teacher = (*(t[rows] for t in TEACHER), torch.tensor([20.0]))
-    features = model(**{key: value[rows] for key, value in BATCH.items()}, teacher=teacher)
+    batch = {key: value[rows] for key, value in batch_of(SIZE, total).items()}
+    features = model(**batch, teacher=teacher)
     loss = total(features._replace(progress=0.5), similarity=model.similarity, group=group).loss
     loss.backward()
     return loss.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
@@ -23,7 +24,7 @@ if __name__ == "__main__":
     dist.init_process_group("gloo")
     rank, size = dist.get_rank(), dist.get_world_size()
     torch.set_default_dtype(torch.float64)
-    BATCH, TEACHER = batch_of(SIZE), teacher_of(SIZE, torch.float64)
+    TEACHER = teacher_of(SIZE, torch.float64)
     b = SIZE // size
     seen = set()
     for objective, similarity in ROWS:

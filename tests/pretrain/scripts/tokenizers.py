@@ -3,9 +3,10 @@
 import sys
 
 from configs.load import load_config
-from pretrain.build import read_data, run_tokenizer
+from pretrain.build import read_data
 from pretrain.config import PretrainConfig
 from pretrain.engine import start_processes
+from pretrain.run_tokenizer import run_tokenizer
 
 if __name__ == "__main__":
     start_processes(1)
