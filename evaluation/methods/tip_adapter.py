@@ -23,7 +23,7 @@ from evaluation.methods.few_shot import (
     correct,
     one_hot,
 )
-from evaluation.methods.training import train
+from evaluation.methods.training import by_autograd, train
 from pretrain.model.similarity import Similarity
 
 BETA_STEPS, ALPHA_STEPS = 200, 20
@@ -107,7 +107,7 @@ def learned_keys(
 
     losses = train(
         [key_ND],
-        loss,
+        by_autograd(loss),
         num_rows=len(label_NC),
         epochs=epochs,
         batch_size=batch_size,

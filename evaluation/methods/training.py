@@ -19,9 +19,20 @@ WEIGHT_DECAY = 0.01
 _PURPOSE = "evaluation/few-shot order"
 
 
+def by_autograd(loss: Callable[[Tensor], Tensor]) -> Callable[[Tensor], float]:
+    """Return a step for `train` that differentiates `loss`, a function of row indices."""
+
+    def step(index_b: Tensor) -> float:
+        value = loss(index_b)
+        value.backward()  # type: ignore[no-untyped-call]
+        return float(value.detach())
+
+    return step
+
+
 def train(
     weights: Sequence[Tensor],
-    loss: Callable[[Tensor], Tensor],
+    step: Callable[[Tensor], float],
     *,
     num_rows: int,
     epochs: int,
@@ -31,9 +42,10 @@ def train(
     weight_decay: float = WEIGHT_DECAY,
     after_epoch: Callable[[], object] | None = None,
 ) -> list[float]:
-    """Minimize `loss` of batches of row indices in place; return the loss of every step.
+    """Change the weights in place; return the loss of every step.
 
-    `seed` None keeps the rows in their order. The last batch of an epoch may be smaller.
+    `step` sets the weights' gradients for a batch of row indices, and returns the loss. `seed` None
+    keeps the rows in their order. The last batch of an epoch may be smaller.
     """
     optimizer = torch.optim.AdamW(
         weights, lr=learning_rate, eps=EPS, weight_decay=weight_decay, foreach=False
@@ -46,12 +58,10 @@ def train(
         if seed is not None:
             order = draws.permutation(num_rows, seed, _PURPOSE, epoch)
         for start in range(0, num_rows, batch_size):
-            value = loss(torch.from_numpy(order[start : start + batch_size]))
             optimizer.zero_grad()
-            value.backward()  # type: ignore[no-untyped-call]
+            losses.append(step(torch.from_numpy(order[start : start + batch_size])))
             optimizer.step()
             schedule.step()
-            losses.append(float(value.detach()))
         if after_epoch is not None:
             after_epoch()
     return losses

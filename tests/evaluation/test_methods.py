@@ -13,7 +13,17 @@ from arrays import SIZES, make_subject
 from configs.load import validate
 from configs.registry import Config
 from evaluation.config import MethodSection
-from evaluation.methods import calibration, gda, mano, ood_metrics, selection, wise_ft
+from evaluation.methods import (
+    amu,
+    calibration,
+    few_shot,
+    gda,
+    mano,
+    ood_metrics,
+    selection,
+    wise_ft,
+)
+from evaluation.methods.catalogue import learners, methods
 from evaluation.methods.sampler import sample, shots_and_validation
 from evaluation.methods.selective import aurc, aurc_resampled
 from evaluation.statistics import intervals
@@ -32,6 +42,7 @@ METHODS = [
     {"name": "zero_shot", "combine": "scores"},
     {"name": "clip_score"},
     {"name": "linear_probe", "search": "coop"},
+    {"name": "linear_probe"},
     {"name": "few_shot", "learners": LEARNERS, "shots": [16], "seeds": 2},
     {"name": "base_to_new", "seeds": 2},
     {"name": "ood", "sets": ["other"]},
@@ -91,13 +102,20 @@ def test_methods_with_shots_are_above_zero_shot_which_is_above_chance(outcomes):
     assert values(of(outcomes, "linear_probe"))["linear_probe", None, "top1"] > start
 
 
-@pytest.mark.parametrize("section", METHODS[3:9], ids=str)
+def test_the_methods_here_are_all_that_labels_are_for():
+    without_labels = {"retrieval", "selection", "association"}
+    assert {section["name"] for section in METHODS} == set(methods) - without_labels
+    # AMU-Tuning needs an auxiliary encoder, and has its own test below
+    assert {section["name"] for section in LEARNERS} == set(learners) - {"amu_tuning"}
+
+
+@pytest.mark.parametrize("section", METHODS, ids=str)
 def test_shuffled_test_labels_change_no_choice(section, outcomes):
     labels = np.random.default_rng(1).permutation(np.arange(SIZES["test"]) % 6)
     shuffled = run(section, test_labels=labels)
     plain = outcomes[str(section)]
     assert [o.chosen for o in shuffled] == [o.chosen for o in plain]
-    if section["name"] != "ood":
+    if section["name"] not in ("clip_score", "mano", "ood"):  # which look at no test label at all
         assert values(shuffled) != values(plain)
 
 
@@ -119,6 +137,21 @@ def test_amu_chooses_on_validation_and_the_published_protocol_on_test_and_says_s
     assert [plain.compat, published.compat] == ["none", "published"]
     assert "may look at test labels" in published.metrics[0].definition
     assert plain.metrics[0].value > values(run(METHODS[0]))["zero_shot", None, "top1"]
+
+
+def test_the_slope_of_amu_in_closed_form_is_that_of_autograd():
+    torch.manual_seed(0)
+    logit_NC, aux_NA, label_N = 3 * torch.randn(9, 4), torch.rand(9, 7), torch.arange(9) % 4
+    shots = few_shot.Labelled(aux_NA, aux_NA, label_N, logit_NC, aux_NA)
+    index_b = torch.tensor([4, 1, 7])
+    for fusion in (amu.Fusion(), amu.Fusion(alpha=2.0, weight=1.0, uncertainty="entropy")):
+        head_CA = torch.randn(4, 7).requires_grad_()
+        fused, aux = amu.branches(logit_NC[index_b], aux_NA[index_b], head_CA, fusion)
+        expected = amu.losses(fused, aux, label_N[index_b], fusion.weight)
+        expected[0].backward()
+        found, slope = amu.Slope.of(shots, fusion).at(head_CA.detach(), index_b)
+        assert found == pytest.approx([loss.item() for loss in expected], abs=1e-6)
+        torch.testing.assert_close(slope, head_CA.grad)
 
 
 def test_the_goldens_that_are_copied_pass_and_what_is_not_built_is_listed(capsys):
