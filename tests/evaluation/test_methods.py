@@ -164,7 +164,7 @@ def test_the_goldens_that_are_copied_pass_and_what_is_not_built_is_listed(capsys
 @pytest.mark.skipif(not SHARED.is_dir(), reason="no ../shared/golden/evaluation beside the tree")
 def test_all_goldens_pass(capsys):
     assert conformance(["evaluation", str(SHARED)]) == 0
-    assert " 0 fail, 16 not built" in capsys.readouterr().out
+    assert " 0 fail, 6 not built, 10 not comparable" in capsys.readouterr().out
 
 
 def test_the_sampler_takes_labels_as_they_appear_and_never_validates_on_a_shot():

@@ -41,7 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     render(rows, Console(width=140, highlight=False))
     counts = Counter(row.verdict for row in rows)
-    print(f"\n{counts['pass']} pass, {counts['FAIL']} fail, {counts['not built']} not built")
+    line = f"{counts['pass']} pass, {counts['FAIL']} fail, {counts['not built']} not built"
+    others = counts["not comparable"]
+    print(f"\n{line}{f', {others} not comparable' if others else ''}")
     return 1 if counts["FAIL"] else 0
 
 

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from rich.console import Console
 from rich.table import Table
 
-Verdict = Literal["pass", "FAIL", "not built"]
+Verdict = Literal["pass", "FAIL", "not built", "not comparable"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,11 @@ def not_built(case: str, what: str) -> Row:
     return Row(case, what, 0, math.nan, math.nan, "not built")
 
 
+def not_comparable(case: str, what: str) -> Row:
+    """Return the row of a number of a method that we have, whose inputs are not all given."""
+    return Row(case, what, 0, math.nan, math.nan, "not comparable")
+
+
 def render(rows: Iterable[Row], console: Console) -> None:
     """Print the table."""
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -65,8 +70,9 @@ def render(rows: Iterable[Row], console: Console) -> None:
         numeric = heading in ("n", "max error", "allowed")
         table.add_column(heading, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        built = row.verdict != "not built"
-        numbers = (f"{row.n:,}", f"{row.error:.1e}", f"{row.tolerance:.0e}") if built else ("",) * 3
+        is_compared = row.verdict in ("pass", "FAIL")
+        numbers = (f"{row.n:,}", f"{row.error:.1e}", f"{row.tolerance:.0e}")
+        numbers = numbers if is_compared else ("",) * 3
         verdict = f"{row.verdict} ({row.note})" if row.note else row.verdict
         table.add_row(row.case, row.quantity, *numbers, verdict)
     console.print(table, markup=False)

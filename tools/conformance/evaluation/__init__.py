@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tools.conformance.evaluation import calibration, few_shot, ood, scores, training
 from tools.conformance.evaluation.golden import Golden, MissingInputsError
-from tools.conformance.table import Row, not_built
+from tools.conformance.table import Row, not_built, not_comparable
 
 Check = Callable[[Golden], Iterator[Row]]
 
@@ -60,7 +60,7 @@ def check(folder: Path) -> Iterator[Row]:
             try:
                 yield from CHECKS[max(found, key=len)](Golden.read(path))
             except MissingInputsError as error:
-                yield not_built(name, f"not checked: {error}")
+                yield not_comparable(name, f"not checked: {error}")
             continue
         unbuilt = [what for stem, what in NOT_BUILT.items() if name.startswith(stem)]
         if unbuilt:

@@ -18,7 +18,7 @@ from evaluation.methods import zero_shot as zero_shot_method
 from evaluation.ranking import FeatureScores
 from pretrain.model.geometries import Cosine, Elliptic, Euclidean
 from tools.conformance.evaluation.golden import EXACT, SCALE, SCORE_RTOL, Golden
-from tools.conformance.table import Row, compare, not_built
+from tools.conformance.table import Row, compare, not_comparable
 
 
 def zero_shot(golden: Golden) -> Iterator[Row]:
@@ -163,7 +163,7 @@ def euclip_geometry(golden: Golden) -> Iterator[Row]:
     }
     for key in golden.arrays:
         if re.fullmatch(r"(lorentzian|hyperbolic)_.*", key):
-            yield not_built(golden.name, f"{key}: not comparable, the tangent factor is unknown")
+            yield not_comparable(golden.name, f"{key}: the factor of the tangents is not stated")
         found = re.fullmatch(r"euclidean_entailment_K([\d.]+)", key)
         if found:
             plane = Euclidean("distance")
