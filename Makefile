@@ -4,6 +4,8 @@ SHELL := /bin/bash
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Where it is set, each process compiles the sources of torch again: importing takes three times as long.
+unexport PYTHONDONTWRITEBYTECODE
 PACKAGES := configs curation pretrain evaluation slurm tools
 
 .DEFAULT_GOAL := help
