@@ -51,13 +51,17 @@ begin() {
         ${srun_options[@]+"${srun_options[@]}"} ${prefix[@]+"${prefix[@]}"} "$python" "$@" &
 }
 
-# Wait for a process id; set $code. A trapped signal ends bash's `wait`, not this.
+# Wait for a process id; set $code. A trapped signal ends bash's `wait` with a code of its own: wait again, unless the
+# process had just ended, when bash knows it no longer (127).
 await() {
-    code=0
-    wait "$1" || code=$?
-    while kill -0 "$1" 2>/dev/null; do
-        code=0
-        wait "$1" || code=$?
+    local status
+    code=127
+    while true; do
+        interrupted=''
+        status=0
+        wait "$1" || status=$?
+        ((status == 127)) || code=$status
+        [[ -n $interrupted ]] || return 0
     done
 }
 
@@ -70,7 +74,7 @@ run() {
 }
 
 hand_on() { # SIGNAL FOR_THE_STEPS
-    asked=$1
+    asked=$1 interrupted=yes
     say "got SIG$1"
     local step
     for step in ${steps[@]+"${steps[@]}"}; do kill -s "$2" "$step" 2>/dev/null; done

@@ -24,7 +24,7 @@ from configs.load import resolve
 from slurm.network import choose_gloo_interface
 
 _MIN_FREE_GB = "PAIRMILL_MIN_FREE_GB"
-_REDUCE_SECONDS = 60
+_REDUCE_SECONDS = 180  # also for nodes that import more slowly than others
 
 
 def existing_parent(path: Path) -> Path:

@@ -92,6 +92,8 @@ def main() -> int:
             started = time.monotonic()
             # Its standard output is a page of advice on how to connect.
             ray.append(subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL))
+            if asked:  # before it was there to be told
+                ray[-1].terminate()
             code = ray[-1].wait()
             if asked or code == 0 or time.monotonic() - started > _STARTING_SECONDS:
                 break

@@ -38,8 +38,8 @@ def chain(tmp_path_factory):
             f"rules.2.metadata={pool}/metadata.txt",
         ]  # fmt: skip
         tree["pretrain"]["overrides"] = [
-            f"output={run}", f"data.manifest={dataset}", "samples=2_560", "data.num_workers=0",
-            "optimizer.warmup_samples=512", "engine.num_threads=1",
+            f"output={run}", f"data.manifest={dataset}", "samples=640", "data.num_workers=0",
+            "global_batch_size=64", "optimizer.warmup_samples=64", "engine.num_threads=1",
         ]  # fmt: skip
         tree["evaluate"]["overrides"] = [
             f"output={name}/results", f"baseline.reference={dataset}", "num_bootstrap=100",
@@ -108,7 +108,7 @@ def test_one_command_curates_pretrains_and_evaluates(cluster, chain, tmp_path):
     assert submitted["git"]["revision"]
     assert submitted["versions"]["torch"]
     assert "--comment=ours" in submitted["sbatch"]
-    assert yaml.safe_load((records[1] / "config.yaml").read_text())["samples"] == 2_560
+    assert yaml.safe_load((records[1] / "config.yaml").read_text())["samples"] == 640
 
 
 def test_a_failing_stage_stops_the_chain_and_the_status_says_which(cluster, chain, tmp_path):
