@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from configs.errors import PairmillError
 
-COMMANDS = ("curate", "index", "pretrain", "evaluate", "export", "submit", "report")
+COMMANDS = ("curate", "index", "pretrain", "evaluate", "export", "submit", "report", "doctor")
 _DESCRIPTION = (
     "Raw image-text shards in; a curated dataset, a CLIP model and a scorecard out.\n\n"
     "  raw shards -> curate -> dataset -> pretrain -> checkpoint -> evaluate -> results -> report"
