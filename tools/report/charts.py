@@ -34,6 +34,7 @@ class Axis:
     title: str
     is_log: bool = False
     starts_at_zero: bool = False
+    marked: tuple[float, ...] = ()  # the values to write at it; chosen where there are none
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class _Scale:
     is_log: bool
     start: float
     end: float
+    marked: tuple[float, ...] = ()
 
     def __call__(self, value: float) -> float:
         low, high, at = self.low, self.high, value
@@ -51,6 +53,8 @@ class _Scale:
         return round(self.start + (at - low) / (high - low) * (self.end - self.start), 1)
 
     def ticks(self) -> list[float]:
+        if self.marked:
+            return list(self.marked)
         return _log_ticks(self.low, self.high) if self.is_log else _ticks(self.low, self.high)
 
 
@@ -175,11 +179,13 @@ def _scale(values: Sequence[float], axis: Axis, start: float, end: float) -> _Sc
     low, high = min(values), max(values)
     if axis.is_log:
         low, high = (low, high) if high > low else (low / 2, high * 2)
+        if axis.marked:  # few points, with whiskers: away from the edges
+            low, high = low / (high / low) ** 0.05, high * (high / low) ** 0.05
     else:
         low = min(low, 0.0) if axis.starts_at_zero else low
         pad = 0.04 * (high - low) or abs(high) or 1.0
         low, high = (low if axis.starts_at_zero else low - pad), high + pad
-    return _Scale(low, high, axis.is_log, start, end)
+    return _Scale(low, high, axis.is_log, start, end, axis.marked)
 
 
 def _ticks(low: float, high: float) -> list[float]:

@@ -19,7 +19,7 @@ MAX_CLASSES = 120
 _SIDE = 15  # pixels of a cell of the confusion matrix
 
 
-def comparison_parts(scorecard: Scorecard) -> list[Html]:
+def comparison_parts(scorecard: Scorecard) -> list[Html | None]:
     """Return what stands below the tables; nothing where there is nothing to show."""
     parts = [
         *_few_shot(scorecard.results),
@@ -30,7 +30,7 @@ def comparison_parts(scorecard: Scorecard) -> list[Html]:
     return parts
 
 
-def _few_shot(results: Sequence[Result]) -> list[Html]:
+def _few_shot(results: Sequence[Result]) -> list[Html | None]:
     """One chart a dataset and checkpoint: a line a method, zero-shot as the start."""
 
     def place(row: Result) -> tuple[str, str]:
@@ -40,6 +40,7 @@ def _few_shot(results: Sequence[Result]) -> list[Html]:
     start = {place(r): r for r in results if r.method == "zero_shot" and r.metric == "top1"}
     charts = []
     tables = []
+    below: list[str] = []
     for (dataset, checkpoint), group in groupby(sorted(swept, key=place), key=place):
         rows = list(group)
         series = []
@@ -53,9 +54,11 @@ def _few_shot(results: Sequence[Result]) -> list[Html]:
             ends = [(shots[0], 100 * zero.value), (shots[-1], 100 * zero.value)]
             series.insert(0, Series("zero-shot", ends))
         title = f"{dataset}, {checkpoint}"
-        x, y = Axis("shots a class", is_log=True), Axis("top-1 accuracy, %")
+        x = Axis("shots a class", is_log=True, marked=tuple(shots))
+        y = Axis("top-1 accuracy, %")
         charts.append(line_chart(title, series, x, y))
         tables.append(_shots_table(title, rows, shots, zero))
+        below += _below_start(title, rows, zero)
     if not charts:
         return []
     seeds = max(len(row.seeds) for row in swept)
@@ -63,11 +66,29 @@ def _few_shot(results: Sequence[Result]) -> list[Html]:
         f"Mean over {seeds} seeds; whiskers are 95 % intervals over seeds and test images. "
         "Hyperparameters come from validation, unless a method is marked."
     )
+    note = (
+        f"At the most shots not above its zero-shot start: {'; '.join(below)}."
+        if below
+        else ("At the most shots every method is above its zero-shot start.")
+    )
     return [
         element("h3", "Few-shot"),
         element("p", said),
+        element("p", note) if start else None,
         element("div", *charts, class_="charts"),
         *tables,
+    ]
+
+
+def _below_start(title: str, rows: Sequence[Result], zero: Result | None) -> list[str]:
+    """Return what at the most shots is not above zero-shot, with both accuracies."""
+    most = max(row.shots or 0 for row in rows)
+    if zero is None:
+        return []
+    return [
+        f"{_label(row)} on {title} ({100 * row.value:.1f} against {100 * zero.value:.1f} %)"
+        for row in sorted(rows, key=_label)
+        if row.shots == most and row.value <= zero.value
     ]
 
 
@@ -92,7 +113,7 @@ def _shots_table(
             low, high = row.interval
             line.append(f"{100 * row.value:.1f} ({100 * low:.1f} to {100 * high:.1f})")
         cells.append(tuple(line))
-    header = ("method", *(f"{shot} shots" for shot in shots))
+    header = ("method", *(f"{shot} shot{'s' if shot > 1 else ''}" for shot in shots))
     return table(header, cells, caption=f"{title}: top-1 accuracy, % (95 % interval)")
 
 

@@ -13,6 +13,7 @@ from tools.report.pictures import decoded_png
 from tools.report.sources import Examples, ImageQuery, Scorecard, ShownImage, TextQuery
 
 _METHODS = {"zero_shot": "zero-shot classification", "retrieval": "retrieval"}
+_OOD = "ood/"
 _BASELINE_LABEL = "nearest training picture's caption"
 _METRICS = {
     "top1": "top-1 accuracy",
@@ -26,7 +27,7 @@ def metric_label(metric: str) -> str:
     if metric in _METRICS:
         return _METRICS[metric]
     direction, _, rank = metric.partition("_recall@")
-    words = {"t2i": "text to image", "i2t": "image to text"}
+    words = {"t2i": "text to image", "i2t": "image to text", "mean": "mean of both,"}
     return f"{words[direction]} R@{rank}" if direction in words and rank else metric
 
 
@@ -69,6 +70,9 @@ def _result_tables(results: Sequence[Result]) -> list[Html]:
     tables = []
     for (dataset, method, compat), group in groupby(sorted(plain, key=place), key=place):
         rows = list(group)
+        if method.startswith(_OOD):
+            tables += _detection_tables(dataset, method.removeprefix(_OOD), rows)
+            continue
         baseline = {row.metric: row for row in rows if row.checkpoint == BASELINE}
         models = [row for row in rows if row.checkpoint != BASELINE] or rows
         mark = " (the authors' protocol, which may look at test data)"
@@ -83,6 +87,28 @@ def _result_tables(results: Sequence[Result]) -> list[Html]:
         cells = [_result_row(row, baseline) for row in models]
         tables.append(table(header, cells, caption=caption))
     return tables
+
+
+def _detection_tables(dataset: str, other: str, rows: Sequence[Result]) -> list[Html]:
+    """Return a table a checkpoint: a row a score, best AUROC first."""
+    measures = {"auroc": "AUROC", "aupr": "AUPR", "fpr95": "FPR95"}
+    tables = []
+    for checkpoint in sorted({row.checkpoint for row in rows}):
+        found = {
+            tuple(row.metric.rsplit("_", 1)): row for row in rows if row.checkpoint == checkpoint
+        }
+        scores = sorted({name for name, _ in found}, key=lambda s: -found[s, "auroc"].value)
+        cells = [(score, *(_with_interval(found[score, m]) for m in measures)) for score in scores]
+        first = found[scores[0], "auroc"]
+        caption = f"{dataset} (in distribution) against {other}, {checkpoint}: n = {first.n:,}"
+        tables.append(table(("score", *measures.values()), cells, caption=caption))
+    return tables
+
+
+def _with_interval(row: Result) -> Html:
+    text = f" ({percent(row.interval[0])} to {percent(row.interval[1])})" if row.interval else ""
+    said = row.metric_definition
+    return element("span", element("strong", percent(row.value)), text, title=said)
 
 
 def _result_row(row: Result, baselines: Mapping[str, Result]) -> tuple[object, ...]:
