@@ -1,15 +1,15 @@
-"""pyarrow without what it brings along and nothing here uses: a second of each worker's start."""
+"""pyarrow, by the shorter ways."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from importlib.abc import MetaPathFinder
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from curation.lean import kept_out
 
 
 def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
@@ -32,26 +32,11 @@ def read_columns(file: pq.ParquetFile, columns: Sequence[str] | None = None) -> 
     return file.read(columns=list(columns)).select(list(columns))
 
 
-class _NoPandas(MetaPathFinder):
-    """Says that there is no pandas."""
-
-    def find_spec(self, fullname: str, path: object, target: object = None) -> None:
-        """Return None for any other module: whoever comes next may know it."""
-        if fullname == "pandas":
-            raise ModuleNotFoundError("kept out", name=fullname)
-
-
 def keep_pandas_out() -> None:
     """Let pyarrow find no pandas in this process, unless it is imported already.
 
     pyarrow looks for it once, at the first array made of numpy's, and importing it takes a second
     and 50 MB. For processes of ours only: pyarrow then takes a pandas Series for a list.
     """
-    if "pandas" in sys.modules:
-        return
-    finder = _NoPandas()
-    sys.meta_path.insert(0, finder)
-    try:
+    with kept_out("pandas"):
         pa.array(np.zeros(1), mask=np.zeros(1, np.bool_))
-    finally:
-        sys.meta_path.remove(finder)

@@ -26,18 +26,19 @@ _MAX_KEPT_BYTES = 64 << 10
 _MAX_KEPT_SHARD_BYTES = 64 << 20
 _PREFIX_BYTES = 4096
 _NO_INTS = np.zeros(0, np.int64)
+_NO_BYTES = np.zeros(0, np.uint8)
 
 
 class Texts:
     """Small members, one behind the other."""
 
     def __init__(self) -> None:
-        self._parts: list[bytes] = []
+        self._parts: list[npt.NDArray[np.uint8]] = []
         self._numbers: list[Ints] = []
         self._sizes: list[Ints] = []
         self._by_number: dict[int, bytes] | None = None
 
-    def add(self, numbers: Ints, sizes: Ints, content: bytes) -> None:
+    def add(self, numbers: Ints, sizes: Ints, content: npt.NDArray[np.uint8]) -> None:
         """Add the contents of some members, which are `content` together."""
         self._numbers.append(numbers)
         self._sizes.append(sizes)
@@ -51,7 +52,11 @@ class Texts:
     def array(self) -> pa.Array:
         """Return the texts as they are, whether or not they are UTF-8."""
         ends = np.cumsum(np.concatenate([_NO_INTS, [0], *self._sizes]), dtype=np.int32)
-        buffers = [None, pa.py_buffer(ends), pa.py_buffer(b"".join(self._parts))]
+        buffers = [
+            None,
+            pa.py_buffer(ends),
+            pa.py_buffer(np.concatenate([_NO_BYTES, *self._parts])),
+        ]
         return pa.Array.from_buffers(pa.binary(), len(ends) - 1, buffers)
 
     def get(self, number: int) -> bytes | None:
@@ -82,16 +87,19 @@ class Contents:
         rows = rows[: np.searchsorted(np.cumsum(batch.sizes[rows]), self._bytes_left, "right")]
         if not len(rows):
             return
+        from curation import kernels
+
         begins, sizes = batch.positions[rows], batch.sizes[rows]
-        self._bytes_left -= int(sizes.sum())
-        ends = begins + sizes
-        with memoryview(batch.data) as data:
-            spans = zip(begins.tolist(), ends.tolist(), strict=True)
-            parts: list[Any] = [data[begin:end] for begin, end in spans]
-            for at in np.flatnonzero(ends > batch.limits[rows]).tolist():
-                parts[at] = self._reader.read(int(batch.offsets[rows[at]]), int(sizes[at]))
-            into.add(rows + first, sizes, b"".join(parts))
-            del parts
+        num_bytes = int(sizes.sum())
+        self._bytes_left -= num_bytes
+        is_here = begins + sizes <= batch.limits[rows]
+        content = np.empty(num_bytes, np.uint8)
+        kernels.copy_spans(batch.data, begins, np.where(is_here, sizes, -sizes), content)
+        for at in np.flatnonzero(~is_here).tolist():
+            size, begin = int(sizes[at]), int(sizes[:at].sum())
+            part = self._reader.read(int(batch.offsets[rows[at]]), size)
+            content[begin : begin + size] = np.frombuffer(part, np.uint8)
+        into.add(rows + first, sizes, content)
 
     def content(self, number: int, offset: int, num_bytes: int) -> bytes:
         """Return a member's bytes, kept or read."""
@@ -129,7 +137,7 @@ class Contents:
         spans = zip(rows.tolist(), begins.tolist(), ends.tolist(), is_here, strict=True)
         odd, values, names = self.odd_images, self.values, self._of_image
         digests = batch.digests
-        with memoryview(batch.data) as data:
+        with batch.data.data as data:
             for row, begin, end, here in spans:
                 number = row + first
                 if number in odd:
@@ -146,7 +154,7 @@ class Contents:
 
     def _image_size(self, batch: Batch, row: int, limit: int) -> Size:
         position, size = int(batch.positions[row]), int(batch.sizes[row])
-        found = quick_size(batch.data[position:limit]) if limit > position else None
+        found = quick_size(batch.data[position:limit].tobytes()) if limit > position else None
         if found is None:
             return read_image_size(lambda n: self._prefix(batch, row, n), size, self._max_pixels)
         return found, "too many pixels" if found[0] * found[1] > self._max_pixels else None
@@ -156,7 +164,7 @@ class Contents:
         num_bytes = min(num_bytes, int(batch.sizes[row]))
         position = int(batch.positions[row])
         if position + num_bytes <= batch.limits[row]:
-            return bytes(batch.data[position : position + num_bytes])
+            return batch.data[position : position + num_bytes].tobytes()
         return self._reader.read(int(batch.offsets[row]), num_bytes)
 
     def image_sizes(self) -> tuple[Ints, Ints]:

@@ -24,8 +24,6 @@ _PREFIX_BYTES = (4096, 65536)
 MAX_IMAGE_BYTES = 256 << 20
 # What the index can hold of a side, in pixels.
 MAX_SIDE = 2**31 - 1
-# From so many on it pays to look at them together.
-_MANY = 200
 _LOCK = threading.Lock()
 # Baseline, extended and progressive; lossless, hierarchical and arithmetic ones are not decoded.
 _START_OF_FRAME = frozenset({0xC0, 0xC1, 0xC2})
@@ -99,50 +97,17 @@ def _jpeg_size(data: bytes | bytearray) -> tuple[int, int] | None:
     return None
 
 
-_KINDS = np.zeros(256, np.int8)  # of a JPEG's markers: 0 odd, 1 passed over, 2 frame, 3 scan
-_KINDS[[0xC4, *range(0xDB, 0xF0), 0xFE]] = 1
-_KINDS[list(_START_OF_FRAME)] = 2
-_KINDS[0xDA] = 3
-
-
 def quick_jpeg_sizes(
-    data: bytes | bytearray, positions: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]
+    data: npt.NDArray[np.uint8], positions: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.int64]:
     """Return (width, height), one row an image, of the JPEGs at `data[positions[i] : ends[i]]`.
 
-    What `quick_size` says of each, but all of them go from segment to segment together; (0, 0)
-    where it is not sure, and for other formats.
+    What `quick_size` says of each; (0, 0) where it is not sure, and for other formats.
     """
-    if len(positions) < _MANY or len(data) < 4:
-        spans = zip(positions.tolist(), ends.tolist(), strict=True)
-        each = [_jpeg_size(data[p:e]) if data[p : p + 2] == b"\xff\xd8" else None for p, e in spans]
-        return np.array([size or (0, 0) for size in each], np.int64).reshape(-1, 2)
-    sizes = np.zeros((len(positions), 2), np.int64)
-    # The four bytes at each position, as one number.
-    words = np.ndarray((len(data) - 3,), ">u4", data, strides=(1,))
-    rows = np.flatnonzero(ends - positions > 11)
-    rows = rows[words[positions[rows]] >> 16 == 0xFFD8]
-    at, last = positions[rows] + 2, ends[rows] - 9
-    found = np.zeros((len(rows), 2), np.int64)
-    while len(rows):
-        word = words[at].astype(np.int64)
-        length, kinds = word & 0xFFFF, _KINDS[word >> 16 & 0xFF]
-        is_good = (word >> 24 == 0xFF) & (length > 1)
-        is_scan = is_good & (kinds == 3)
-        sizes[rows[is_scan]] = found[is_scan]
-        frames = np.flatnonzero(is_good & (kinds == 2))
-        if len(frames):
-            where = at[frames]
-            side, rest = words[where + 5].astype(np.int64), words[where + 4].astype(np.int64)
-            components = words[where + 6].astype(np.int64) & 0xFF
-            found[frames, 1], found[frames, 0] = side >> 16, side & 0xFFFF
-            is_usual = (
-                (rest >> 24 == 8) & np.isin(components, (1, 3, 4)) & found[frames].all(axis=1)
-            )
-            is_good[frames] &= is_usual
-        at += 2 + length
-        goes_on = np.flatnonzero(is_good & ((kinds == 1) | (kinds == 2)) & (at < last))
-        rows, at, last, found = rows[goes_on], at[goes_on], last[goes_on], found[goes_on]
+    from curation import kernels
+
+    sizes = np.empty((len(positions), 2), np.int64)
+    kernels.jpeg_sizes(data, positions, ends, sizes)
     return sizes
 
 

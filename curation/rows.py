@@ -15,8 +15,7 @@ from curation.captions import TOO_LONG, CaptionFinder
 from curation.columns import columns_of, find_values, needs_image, needs_json
 from curation.contents import Contents, Size
 from curation.grouping import SampleGrouper, SampleMembers, is_image
-from curation.names import Extensions, Names, group_names, split_names
-from curation.plain_headers import decode_names
+from curation.names import Extensions, Names, decode_names, group_names, split_names
 from curation.row_columns import Rows
 from curation.shards import Batch
 from curation.spans import LocalReader, SpanReader

@@ -143,7 +143,12 @@ class LocalReader(SpanReader):
 
     def fetch_into(self, buffer: memoryview, offset: int) -> int:
         """Fill a buffer from `offset`; return how many bytes there were."""
-        return os.preadv(self.descriptor, [buffer], offset)
+        filled = 0
+        while filled < len(buffer) and (
+            more := os.preadv(self.descriptor, [buffer[filled:]], offset + filled)
+        ):
+            filled += more
+        return filled
 
     def will_need(self, offset: int, size: int) -> None:
         """Have the disk read a range that will be asked for soon; return at once."""

@@ -94,8 +94,6 @@ def read_member(reader: Readable, start: int) -> Member:
     length = length if size is None else size
     name = _header_name(header) if name is None else name
     text = "file" if kind in _FILE_TYPES else _KINDS.get(kind, "other")
-    if text == "file" and name.endswith(b"/"):
-        text = "folder"
     offset = at + BLOCK
     if kind == b"S":
         offset = _skip_sparse_map(reader, header, offset)
