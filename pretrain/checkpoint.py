@@ -186,6 +186,19 @@ def export_model(path: Path, destination: Path) -> Path:
     Raises CheckpointError where open_clip has no such model: another geometry, or towers without
     their last norms.
     """
+    source = exportable(path, destination)
+    with published_folder(destination) as temporary:
+        for file in sorted(source.iterdir()):
+            if file.is_file():
+                shutil.copyfile(file, temporary / file.name)
+    return destination
+
+
+def exportable(path: Path, destination: Path) -> Path:
+    """Return the folder of the model that `path` means, one that other libraries compute alike.
+
+    Raises CheckpointError where they would not, or where `destination` exists.
+    """
     source = model_folder(path)
     verify_model(source)
     description = json.loads((source / OPEN_CLIP_CONFIG).read_text(encoding="utf-8"))
@@ -200,8 +213,4 @@ def export_model(path: Path, destination: Path) -> Path:
         )
     if destination.exists():
         raise CheckpointError(f"{destination} exists already; choose another folder to export to.")
-    with published_folder(destination) as temporary:
-        for file in sorted(source.iterdir()):
-            if file.is_file():
-                shutil.copyfile(file, temporary / file.name)
-    return destination
+    return source
