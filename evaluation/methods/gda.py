@@ -99,7 +99,9 @@ def base_discriminant(
     width = feature_ND.shape[1]
     covariance_DD = torch.zeros(width, width, dtype=feature_ND.dtype)
     for label in range(num_classes):
-        covariance_DD += torch.cov(feature_ND[label_N == label].T) / num_classes
+        own_nD = feature_ND[label_N == label]
+        if len(own_nD) > 1:  # one image says nothing of a covariance
+            covariance_DD += torch.cov(own_nD.T) / num_classes
     precision_DD = torch.linalg.pinv(covariance_DD, rtol=_RANK_RTOL, hermitian=True)
     return discriminant(mean_CD, precision_DD)
 

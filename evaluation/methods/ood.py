@@ -61,6 +61,7 @@ def fitted_scores(
     head: SimilarityHead, train_ND: Tensor, label_N: Tensor, knn_k: int
 ) -> dict[str, Score]:
     """Return the scores that are fitted on train features."""
+    knn_k = min(knn_k, len(train_ND))  # the score's name says which was taken
     ceiling = scores.react_clip(train_ND)
     vim = scores.fit_vim(train_ND, head)
     gaussians = scores.fit_gaussians(train_ND, label_N)

@@ -9,6 +9,7 @@ Legend: n images, G groups, b resamples.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -61,27 +62,30 @@ class WorstGroup:
         """It needs labels and the attribute."""
         if has_labels(dataset):
             return has_labels(dataset)
+        if self.top > len(dataset.class_names):
+            return f"at least {self.top} classes, for top{self.top}"
         return None if self.attribute in dataset.test.groups else f"the group {self.attribute!r}"
 
-    def _groups(self, part: Part) -> tuple[list[str], IntArray, IntArray]:
-        """Return the names of the groups, each kept image's group, and the kept positions."""
+    def _groups(self, part: Part) -> tuple[list[str], IntArray]:
+        """Return each kept image's group by name, and the kept positions.
+
+        By name: the same group may have another number in another split.
+        """
         groups = part.groups[self.attribute]
-        names, index_n = list(groups.names), groups.index_n
-        kept_n = np.flatnonzero([names[i] not in self.leave_out for i in index_n])
+        own = [groups.names[i] for i in groups.index_n]
+        kept_n = np.flatnonzero([name not in self.leave_out for name in own])
         if not self.with_label:
-            return names, index_n[kept_n], kept_n
-        cells = part.labels() * len(names) + index_n
-        both = [
-            f"{label}/{name}" for label in range(int(part.labels().max()) + 1) for name in names
-        ]
-        return both, cells[kept_n], kept_n
+            return [own[i] for i in kept_n], kept_n
+        label_n = part.labels()
+        return [f"{label_n[i]}/{own[i]}" for i in kept_n], kept_n
 
     def run(self, subject: Subject) -> Iterator[Outcome]:
         """Return the worst group's accuracy, the average, their gap, and each group's accuracy."""
         part = subject.split().part
-        names, group_n, kept_n = self._groups(part)
+        own, kept_n = self._groups(part)
+        names, group_n = np.unique(own, return_inverse=True)
         metrics = accuracies(subject.scores(), part.labels(), len(subject.dataset.class_names))
-        wanted = next((m for m in metrics if m.name == f"top{self.top}"), metrics[0])
+        wanted = next(m for m in metrics if m.name == f"top{self.top}")
         correct_n = wanted.values_n[kept_n]
 
         def by_group(count_bn: FloatArray) -> FloatArray:
@@ -120,11 +124,11 @@ class WorstGroup:
         ]
         accuracy_G = by_group(np.ones((1, n)))[0]
         if "train" in subject.dataset.splits:
-            _, train_group_n, _ = self._groups(subject.dataset.part("train"))
-            count_G = np.bincount(train_group_n, minlength=len(names)).astype(np.float64)
+            in_train = Counter(self._groups(subject.dataset.part("train"))[0])
+            count_G = np.asarray([in_train[name] for name in names], dtype=np.float64)
             value = adjusted_average(accuracy_G, count_G)
             said = f"{what}: weighted by the groups' share of train"
             found.append(number("adjusted_average", said, value, n))
         sizes = np.bincount(group_n, minlength=len(names))
-        rows = [[names[g], float(accuracy_G[g]), int(sizes[g])] for g in np.flatnonzero(sizes)]
+        rows = [[str(names[g]), float(accuracy_G[g]), int(sizes[g])] for g in range(len(names))]
         yield Outcome(found, self.name, shown={"groups": rows})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from arrays import SIZES, make_subject
 from configs.load import validate
 from configs.registry import Config
 from evaluation.config import MethodSection
+from evaluation.dataset import Groups
 from evaluation.methods import (
     amu,
     calibration,
@@ -152,6 +154,33 @@ def test_the_slope_of_amu_in_closed_form_is_that_of_autograd():
         found, slope = amu.Slope.of(shots, fusion).at(head_CA.detach(), index_b)
         assert found == pytest.approx([loss.item() for loss in expected], abs=1e-6)
         torch.testing.assert_close(slope, head_CA.grad)
+
+
+def test_groups_are_weighed_by_their_names_whatever_their_number_in_train():
+    subject = make_subject()
+    train, test = subject.dataset.part("train"), subject.dataset.part("test")
+    tone = Groups(("light", "zebra"), np.arange(len(train.samples)) % 2)
+    subject.dataset.parts["train"] = replace(train, groups={"tone": tone})
+    section = {"name": "worst_group", "attribute": "tone"}
+    method = validate({"method": section}, One, label="test").method.build()
+    (outcome,) = method.run(subject)
+    found = {metric.name: metric.value for metric in outcome.metrics}
+    accuracy = {name: value for name, value, _ in outcome.shown["groups"]}
+    assert found["adjusted_average"] == pytest.approx(accuracy["light"])
+    assert found["worst_group"] == pytest.approx(min(accuracy.values()))
+    assert test.groups["tone"].names == tuple(accuracy)
+
+
+def test_top5_of_four_classes_is_left_out_not_replaced():
+    section = {"name": "worst_group", "attribute": "tone", "top": 5}
+    method = validate({"method": section}, One, label="test").method.build()
+    assert method.lacks(make_subject(num_classes=4).dataset) == "at least 5 classes, for top5"
+    assert method.lacks(make_subject().dataset) is None
+
+
+def test_classes_of_one_image_leave_base_to_new_finite():
+    (outcome,) = run({"name": "base_to_new", "shots": 1, "seeds": 1})
+    assert all(np.isfinite(metric.value) for metric in outcome.metrics)
 
 
 def test_the_goldens_that_are_copied_pass_and_what_is_not_built_is_listed(capsys):
