@@ -12,7 +12,7 @@ Legend: b queries of a block, n queries, m candidates, D embedding width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import NamedTuple, Protocol
 
@@ -25,7 +25,7 @@ from pretrain.model.similarity import Similarity
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
-BLOCK_ELEMENTS = 1 << 23  # scores held at once (32 MiB of float32)
+BLOCK_ELEMENTS = 1 << 22  # scores held at once (16 MiB of float32)
 
 
 class Scores(Protocol):
@@ -113,29 +113,25 @@ def standing(scores_bm: Tensor, query_b: Tensor, candidate_m: Tensor) -> Standin
 
 def image_standing(scores: Scores, image_id_n: IntArray, text_id_m: IntArray) -> Standing:
     """Rank all texts for each image."""
-    query, candidate = torch.from_numpy(image_id_n), torch.from_numpy(text_id_m)
-    return _join(
-        [
-            standing(scores.image_rows(start, stop), query[start:stop], candidate)
-            for start, stop in blocks(scores.num_images, scores.num_texts)
-        ]
-    )
+    return _standing_in_blocks(scores.image_rows, image_id_n, text_id_m)
 
 
 def text_standing(scores: Scores, text_id_m: IntArray, image_id_n: IntArray) -> Standing:
     """Rank all images for each text."""
-    query, candidate = torch.from_numpy(text_id_m), torch.from_numpy(image_id_n)
-    return _join(
-        [
-            standing(scores.text_rows(start, stop), query[start:stop], candidate)
-            for start, stop in blocks(scores.num_texts, scores.num_images)
-        ]
-    )
+    return _standing_in_blocks(scores.text_rows, text_id_m, image_id_n)
 
 
-def _join(parts: list[Standing]) -> Standing:
-    above, tied, right_tied = (np.concatenate([part[i] for part in parts]) for i in range(3))
-    return Standing(above, tied, right_tied, parts[0].num_candidates)
+def _standing_in_blocks(
+    rows: Callable[[int, int], Tensor], query_n: IntArray, candidate_m: IntArray
+) -> Standing:
+    # One array for all blocks: small results kept from each would cut up the memory that its scores
+    # leave behind, so that the next block's did not fit there.
+    count_3n = np.empty((3, len(query_n)), dtype=np.int64)
+    query, candidate = torch.from_numpy(query_n), torch.from_numpy(candidate_m)
+    for start, stop in blocks(len(query_n), len(candidate_m)):
+        count_3n[:, start:stop] = standing(rows(start, stop), query[start:stop], candidate)[:3]
+    above_n, tied_n, right_tied_n = count_3n
+    return Standing(above_n, tied_n, right_tied_n, len(candidate_m))
 
 
 def hits(place: Standing, k: int) -> FloatArray:

@@ -26,7 +26,7 @@ from scipy.special import entr
 from torch import Tensor
 
 REACT_QUANTILE = 0.99
-_CHUNK_ROWS = 2048
+_CHUNK_ELEMENTS = 1 << 24  # distances held at once (128 MiB of float64)
 
 
 class Logits(Protocol):
@@ -202,7 +202,7 @@ def knn(feature_nD: Tensor, train_ND: Tensor, k: int) -> Tensor:
     k = min(k, len(train_ND))
     length_N = (unit_ND**2).sum(dim=1)
     parts = []
-    for chunk in torch.split(unit_nD, _CHUNK_ROWS):
+    for chunk in torch.split(unit_nD, max(1, _CHUNK_ELEMENTS // len(train_ND))):
         squared = (chunk**2).sum(dim=1, keepdim=True) + length_N - 2 * chunk @ unit_ND.T
         parts.append(squared.kthvalue(k, dim=1).values)
     return -torch.cat(parts)

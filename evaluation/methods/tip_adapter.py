@@ -12,6 +12,8 @@ Legend: q queries, N shots, C classes, D embedding width.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -24,6 +26,7 @@ from evaluation.methods.few_shot import (
     one_hot,
 )
 from evaluation.methods.training import by_autograd, train
+from evaluation.ranking import blocks
 from pretrain.model.similarity import Similarity
 
 BETA_STEPS, ALPHA_STEPS = 200, 20
@@ -59,14 +62,44 @@ def search(
     alphas = [0.1 + j * (scale[1] - 0.1) / steps[1] for j in range(steps[1])]
     best, chosen = -1, (betas[0], alphas[0])
     alpha_a11 = torch.tensor(alphas, dtype=logit_qC.dtype)[:, None, None]
+    width = max(logit_qC.shape[1] * len(alphas), shortfall_qN.shape[1])
     for beta in betas:
-        cache_qC = cache_logits(shortfall_qN, label_NC, beta)
-        guess_aq = (logit_qC + alpha_a11 * cache_qC).argmax(dim=2)
-        hits = (guess_aq == label_q).sum(dim=1).tolist()
+        hit_a = torch.zeros(len(alphas), dtype=torch.int64)
+        for a, b in blocks(len(logit_qC), width):
+            cache_bC = cache_logits(shortfall_qN[a:b], label_NC, beta)
+            guess_ab = (logit_qC[a:b] + alpha_a11 * cache_bC).argmax(dim=2)
+            hit_a += (guess_ab == label_q[a:b]).sum(dim=1)
+        hits = hit_a.tolist()
         top = max(hits)
         if top > best:
             best, chosen = top, (beta, alphas[hits.index(top)])
     return chosen
+
+
+@dataclass(frozen=True)
+class Cache:
+    """The shots beside the zero-shot logits, at one beta and alpha."""
+
+    key_ND: Tensor
+    label_NC: Tensor
+    best_N: Tensor  # each key's score with itself, before it was trained
+    similarity: Similarity
+    beta: float
+    alpha: float
+
+    def logits(self, base_qC: Tensor, query_qD: Tensor) -> Tensor:
+        """Return zero-shot logits and what the cache adds [q, C]."""
+        short_qN = shortfall(query_qD, self.key_ND, self.similarity, self.best_N)
+        return base_qC + self.alpha * cache_logits(short_qN, self.label_NC, self.beta)
+
+    def of(self, part: Labelled) -> Tensor:
+        """Return the logits of images, in blocks: all distances of a test set would fill memory."""
+        return torch.cat(
+            [
+                self.logits(part.logit_nC[a:b], part.image_nD[a:b])
+                for a, b in blocks(len(part.image_nD), len(self.key_ND))
+            ]
+        )
 
 
 def learned_keys(
@@ -82,25 +115,18 @@ def learned_keys(
 ) -> tuple[Tensor, list[float], list[float]]:
     """Train the keys; return those of the epoch that is best on `judge`, losses, accuracies."""
     key_ND = task.train.image_nD.clone().requires_grad_()
-    best_N = self_scores(task.train.image_nD, task.similarity)
-    label_NC = one_hot(task.train.label_n, task.num_classes)
-    logit_NC = task.train.logit_nC
-
-    def logits(base_qC: Tensor, query_qD: Tensor) -> Tensor:
-        short = shortfall(query_qD, key_ND, task.similarity, best_N)
-        return base_qC + alpha * cache_logits(short, label_NC, beta)
+    cache = cache_of(task, key_ND, beta, alpha)
 
     def loss(index_b: Tensor) -> Tensor:
-        return torch.nn.functional.cross_entropy(
-            logits(logit_NC[index_b], task.train.image_nD[index_b]), task.train.label_n[index_b]
-        )
+        fused_bC = cache.logits(task.train.logit_nC[index_b], task.train.image_nD[index_b])
+        return torch.nn.functional.cross_entropy(fused_bC, task.train.label_n[index_b])
 
     kept: list[Tensor] = []
     accuracies: list[float] = []
 
     def after_epoch() -> None:
         with torch.no_grad():
-            found = correct(logits(judge.logit_nC, judge.image_nD), judge.label_n)
+            found = correct(cache.of(judge), judge.label_n)
         if not accuracies or found > max(accuracies):
             kept[:] = [key_ND.detach().clone()]
         accuracies.append(found)
@@ -108,7 +134,7 @@ def learned_keys(
     losses = train(
         [key_ND],
         by_autograd(loss),
-        num_rows=len(label_NC),
+        num_rows=len(key_ND),
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=learning_rate,
@@ -116,6 +142,13 @@ def learned_keys(
         after_epoch=after_epoch,
     )
     return kept[0], losses, accuracies
+
+
+def cache_of(task: FewShotTask, key_ND: Tensor, beta: float, alpha: float) -> Cache:
+    """Return the cache of a task's shots with these keys."""
+    label_NC = one_hot(task.train.label_n, task.num_classes)
+    best_N = self_scores(task.train.image_nD, task.similarity)
+    return Cache(key_ND, label_NC, best_N, task.similarity, beta, alpha)
 
 
 class TipAdapter:
@@ -130,14 +163,8 @@ class TipAdapter:
         self.batch_size = batch_size
 
     def _fitted(self, task: FewShotTask, key_ND: Tensor, beta: float, alpha: float) -> Fitted:
-        best_N = self_scores(task.train.image_nD, task.similarity)
-        label_NC = one_hot(task.train.label_n, task.num_classes)
-
-        def logits(labelled: Labelled) -> Tensor:
-            short = shortfall(labelled.image_nD, key_ND, task.similarity, best_N)
-            return labelled.logit_nC + alpha * cache_logits(short, label_NC, beta)
-
-        return Fitted(logits, {"beta": round(beta, 6), "alpha": round(alpha, 6)})
+        cache = cache_of(task, key_ND, beta, alpha)
+        return Fitted(cache.of, {"beta": round(beta, 6), "alpha": round(alpha, 6)})
 
     def _searched(self, task: FewShotTask, key_ND: Tensor, validation: Labelled) -> Fitted:
         best_N = self_scores(task.train.image_nD, task.similarity)

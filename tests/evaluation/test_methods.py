@@ -23,6 +23,7 @@ from evaluation.methods import (
     mano,
     ood_metrics,
     selection,
+    tip_adapter,
     wise_ft,
 )
 from evaluation.methods.catalogue import learners, methods
@@ -181,6 +182,20 @@ def test_top5_of_four_classes_is_left_out_not_replaced():
 def test_classes_of_one_image_leave_base_to_new_finite():
     (outcome,) = run({"name": "base_to_new", "shots": 1, "seeds": 1})
     assert all(np.isfinite(metric.value) for metric in outcome.metrics)
+
+
+def test_a_large_test_set_is_taken_in_blocks_and_gives_the_same(monkeypatch):
+    section = {"name": "few_shot", "learners": LEARNERS[:2], "shots": [8], "seeds": 1}
+    whole = values(run(section))
+    widths = []
+
+    def few(num_queries, num_candidates):
+        widths.append(num_candidates)
+        return [(i, min(i + 7, num_queries)) for i in range(0, num_queries, 7)]
+
+    monkeypatch.setattr(tip_adapter, "blocks", few)
+    assert values(run(section)) == whole
+    assert set(widths) == {48, 6 * tip_adapter.ALPHA_STEPS}  # keys; classes x alphas
 
 
 def test_the_goldens_that_are_copied_pass_and_what_is_not_built_is_listed(capsys):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
+import socket
 from pathlib import Path
 
 import pytest
@@ -21,8 +19,8 @@ from evaluation.cache import FeatureCache, describe
 from evaluation.jobs import parse_part
 from evaluation.result import Result, read_results
 from evaluation.suite import evaluate
+from tests import warm
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 METHODS = [{"name": "zero_shot"}, {"name": "calibration"}, {"name": "selective"}]
 
 
@@ -132,16 +130,22 @@ def test_two_ranks_share_the_images_and_give_the_same_bits(
         config = make_config(tmp_path / str(ranks), classification, retrieval_data)
         path = tmp_path / f"{ranks}.yaml"
         path.write_text(to_yaml(config))
-        launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"]
-        done = subprocess.run(
-            [sys.executable, "-m", *launcher, "tools.cli", "evaluate", str(run_folder), str(path)],
-            cwd=REPOSITORY,
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        common = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        processes = [
+            warm.start(
+                "tools.cli",
+                ["evaluate", str(run_folder), str(path)],
+                **common,
+                RANK=str(rank),
+                LOCAL_RANK=str(rank),
+            )
+            for rank in range(ranks)
+        ]
+        said = [process.communicate(timeout=300)[0] for process in processes]
+        assert [process.wait() for process in processes] == [0] * ranks, "\n".join(said)
         cache = FeatureCache(tmp_path / str(ranks) / "cache")
         stored = {key: cache.get(key).feature_nD for key, _, _ in cache.entries()}
         outputs.append((plain(read_results(tmp_path / str(ranks) / "results.jsonl")), stored))

@@ -50,7 +50,8 @@ def _cpu_seconds() -> float:
     return sum(one.ru_utime + one.ru_stime for one in used)
 
 
-def _seconds_and_cpu(function: Callable[[], object]) -> tuple[float, float]:
+def seconds_and_cpu(function: Callable[[], object]) -> tuple[float, float]:
+    """Return the wall seconds and the CPU seconds, of children too, of one call."""
     before = _cpu_seconds()
     return seconds(function), _cpu_seconds() - before
 
@@ -61,8 +62,8 @@ def alternate(
     """Time both `repeats` times in turn, so that noise falls on both; keep the best of each."""
     ours_found, theirs_found = [], []
     for _ in range(repeats):
-        ours_found.append(_seconds_and_cpu(ours))
-        theirs_found.append(_seconds_and_cpu(theirs))
+        ours_found.append(seconds_and_cpu(ours))
+        theirs_found.append(seconds_and_cpu(theirs))
     pairs = list(zip((s for s, _ in ours_found), (s for s, _ in theirs_found), strict=True))
     ratios = [b / a for a, b in pairs]
     our_cpu, their_cpu = (min(cpu for _, cpu in found) for found in (ours_found, theirs_found))
