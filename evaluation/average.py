@@ -209,10 +209,13 @@ def lint_table(found: Sequence[Lint]) -> str:
         return "     -" if value is None else f"{value:.4f}"
 
     lines = [f"{'dataset':<44} {'ours':>7} {'published':>9}  note"]
-    lines += [
-        f"{one.dataset:<44} {cell(one.ours):>7} {cell(one.published):>9}  {one.note or 'ok'}"
-        for one in found
-    ]
+    for one in found:
+        said = one.note or ("no published number" if one.published is None else "ok")
+        lines.append(f"{one.dataset:<44} {cell(one.ours):>7} {cell(one.published):>9}  {said}")
     bad = sum(one.is_bad for one in found)
-    lines.append(f"{len(found) - bad} as published or without a published number, {bad} to look at")
+    alone = sum(one.published is None and not one.is_bad for one in found)
+    as_published = len(found) - bad - alone
+    lines.append(
+        f"{as_published} as published, {alone} without a published number, {bad} to look at"
+    )
     return "\n".join(lines)

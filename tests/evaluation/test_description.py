@@ -18,6 +18,7 @@ from evaluation.average import (
     PublishedRow,
     average_row,
     lint,
+    lint_table,
     published_average,
     read_published_table,
 )
@@ -27,6 +28,7 @@ from evaluation.listing import list_all, list_suite
 from evaluation.predictions import compare, read_predictions
 from evaluation.result import read_results
 from evaluation.suite import evaluate
+from tools import cli
 
 PUBLISHED = Path(__file__).resolve().parents[3] / "shared/golden/published/openclip_results.csv"
 
@@ -198,6 +200,8 @@ def test_an_average_is_given_over_the_whole_suite_or_not_at_all(
     first, second = lint(rows, config, table, model="any/tag")
     assert first.note.startswith("below the random score")
     assert not second.is_bad
+    last = lint_table([first, second]).splitlines()[-1]
+    assert last == "0 as published, 1 without a published number, 1 to look at"
     gone = validate(
         tree | {"root": str(tmp_path), "datasets": [*tree["datasets"], {"path": "gone"}]},
         EvaluateConfig,
@@ -226,6 +230,14 @@ def test_two_checkpoints_are_compared_on_the_same_resamples(
         assert one.interval[0] - 1e-6 <= one.difference <= one.interval[1] + 1e-6
     same = compare(predictions, both[0], both[0])
     assert all(one.difference == 0 and one.p == 1 for one in same)
+
+
+def test_the_linter_has_nothing_to_say_of_no_results(tmp_path: Path, capsys) -> None:
+    table = tmp_path / "table.csv"
+    table.write_text("name,pretrained,ImageNet 1k\nViT-B-32,openai,0.63\n")
+    line = ["evaluate", "--lint", str(table), "evaluation/datacomp_38", f"output={tmp_path}"]
+    assert cli.main(line) == 2
+    assert "there are no results in" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not PUBLISHED.is_file(), reason="no ../shared/golden/published beside the tree")

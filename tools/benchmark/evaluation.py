@@ -227,7 +227,7 @@ def main() -> int:
     """Run all, or the parts that are named."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--images", type=int, default=2_000)
-    parser.add_argument("--model", default="ViT-B-32", help="small, or a model of open_clip")
+    parser.add_argument("--model", default="ViT-S-32-alt", help="small, or a model of open_clip")
     parser.add_argument("parts", nargs="*", default=["memory", "gda", "suite"])
     options = parser.parse_args()
     if "memory" in options.parts:

@@ -143,6 +143,11 @@ def _lint(options: argparse.Namespace, names: list[str]) -> int:
     if config is None:
         return 0
     rows = read_published(config.output_folder)
+    if not rows:
+        raise UsageError(
+            f"--lint: there are no results in {config.output_folder}. Evaluate first, or give "
+            "output=RESULTS."
+        )
     table = read_published_table(options.lint)
     found = lint(rows, config, table, model=model[0] if model else None)
     print(lint_table(found))
