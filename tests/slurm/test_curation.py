@@ -27,6 +27,12 @@ NUM_SHARDS, SAMPLES = 60, 50
 class Pool:
     """A pool and jobs over it, each writing below its own folder."""
 
+    torn: str  # jobs that the fixture has submitted
+    two: str
+    laptop: subprocess.Popen[str]
+    vanished: float  # when n5 did
+    num_indexes_then: int
+
     def __init__(self, folder: Path, cluster) -> None:
         self.folder, self.cluster = folder, cluster
         for number in range(NUM_SHARDS):

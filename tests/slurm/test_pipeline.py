@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -67,19 +68,33 @@ def site(folder: Path, **changes: object) -> str:
     return str(path)
 
 
-def test_one_command_curates_pretrains_and_evaluates(cluster, chain, tmp_path):
+def start(cluster, config: Path, where: dict[str, str], *flags: str) -> list[tuple[str, Path]]:
+    """Submit a chain; return (job, record) of its stages."""
+    done = submit(cluster, config.parent, "pipeline", config.name, *flags, **where)
+    assert done.returncode == 0, done.stderr
+    stages = [line.split() for line in done.stdout.splitlines()]
+    assert [stage[1] for stage in stages] == ["curate", "pretrain", "evaluate"]
+    return [(job, Path(record)) for job, _, record in stages]
+
+
+@pytest.fixture(scope="module")
+def bad(cluster, chain, tmp_path_factory):
+    """A chain whose first stage fails in its preflight: its folder, its site, its stages."""
+    unmet = {"PAIRMILL_MIN_FREE_GB": "1_000_000"}
+    where = {"PAIRMILL_SITE": site(tmp_path_factory.mktemp("site"), environment=unmet)}
+    config = chain("bad")
+    return config.parent, where, start(cluster, config, where)
+
+
+def test_one_command_curates_pretrains_and_evaluates(cluster, chain, tmp_path, bad):
     config = chain("good")
     folder = config.parent
-    quick = {"PAIRMILL_PREFLIGHT": "off"}  # the other test has it on
+    quick = {"PAIRMILL_PREFLIGHT": "off"}  # the bad chain, which runs beside this one, has it on
     where = {"PAIRMILL_SITE": site(tmp_path, environment=quick)}
     shown = submit(cluster, folder, "pipeline", config.name, "--dry-run", **where)
     assert shown.returncode == 0, shown.stderr
     assert not (folder / "good").exists()
-    done = submit(cluster, folder, "pipeline", config.name, "--qos=normal", **where)
-    assert done.returncode == 0, done.stderr
-    jobs = [line.split()[0] for line in done.stdout.splitlines()]
-    records = [Path(line.split()[2]) for line in done.stdout.splitlines()]
-    assert len(jobs) == 3
+    jobs, records = zip(*start(cluster, config, where, "--qos=normal"), strict=True)
 
     status = submit(cluster, folder, "status", "good", **where)
     assert status.stdout.count("PENDING") + status.stdout.count("RUNNING") >= 2, status.stdout
@@ -98,28 +113,19 @@ def test_one_command_curates_pretrains_and_evaluates(cluster, chain, tmp_path):
     # What was shown is what was run, but for the jobs' numbers and the flag that was added.
     submitted = json.loads((records[1] / "submit.json").read_text())
     line = next(line for line in shown.stdout.splitlines() if "pretrain.sbatch" in line)
-    ran = " ".join(submitted["sbatch"]).replace(f"afterok:{jobs[0]}", "'afterok:<curate>'")
-    assert (
-        ran.replace("--qos=normal ", "").replace(
-            "--dependency='afterok:<curate>'", "'--dependency=afterok:<curate>'"
-        )
-        in line
-    )
+    ran = [w.replace(jobs[0], "<curate>") if "depend" in w else w for w in submitted["sbatch"]]
+    ran.remove("--qos=normal")
+    assert shlex.split(line)[-len(ran) :] == ran
     assert submitted["git"]["revision"]
     assert submitted["versions"]["torch"]
     assert "--comment=ours" in submitted["sbatch"]
     assert yaml.safe_load((records[1] / "config.yaml").read_text())["samples"] == 640
 
 
-def test_a_failing_stage_stops_the_chain_and_the_status_says_which(cluster, chain, tmp_path):
-    config = chain("bad")
-    folder = config.parent
-    where = {"PAIRMILL_SITE": site(tmp_path, environment={"PAIRMILL_MIN_FREE_GB": "1_000_000"})}
-    done = submit(cluster, folder, "pipeline", config.name, **where)
-    assert done.returncode == 0, done.stderr
-    jobs = [line.split()[0] for line in done.stdout.splitlines()]
-    record = Path(done.stdout.split()[2])
-    states = [cluster.wait(job, PATIENCE).state for job in jobs]
+def test_a_failing_stage_stops_the_chain_and_the_status_says_which(cluster, bad, tmp_path):
+    folder, where, stages = bad
+    record = stages[0][1]
+    states = [cluster.wait(job, PATIENCE).state for job, _ in stages]
     assert states == ["FAILED", "CANCELLED", "CANCELLED"]
     log = next(record.glob("curate-*.log")).read_text()
     for node in ("n1", "n2"):

@@ -40,6 +40,12 @@ PATIENCE = 600.0  # seconds; a busy machine is slow
 class Runs:
     """Runs of one configuration, each in its folder below `folder`."""
 
+    torn: str  # jobs that the fixture has submitted
+    plain: str
+    thawing: threading.Thread
+    torchrun: subprocess.Popen[str]
+    deepspeed: subprocess.Popen[str]
+
     def __init__(self, folder: Path, cluster: Cluster) -> None:
         self.folder, self.cluster = folder, cluster
         self.manifest = make_dataset(folder / "data", [30, 7, 25, 1, 33])
