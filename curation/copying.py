@@ -154,8 +154,10 @@ class _Layout:
     def pieces(self) -> Iterator[Piece]:
         """Yield the pieces in the order of the new shard."""
         columns = (self.tars.tolist(), self.starts.tolist(), self.ends.tolist())
-        for number, (tar, start, end) in enumerate(zip(*columns, strict=True)):
-            yield Piece(tar, start, end, self.headers.get(number, b""))
+        headers = [b""] * len(self.tars)
+        for number, header in self.headers.items():
+            headers[number] = header
+        return map(Piece, *columns, headers)
 
 
 def _lay_out(rows: pa.Table, at: int) -> _Layout:

@@ -153,7 +153,9 @@ class PieceWriter:
             batch = following
 
     def _copy_batch(self, batch: _Batch) -> None:
-        spans = [(r, p.start, p.end) for r, p in batch if isinstance(r, RemoteReader)]
+        # A reader is mostly a local one, which is told at once; to be no remote one takes longer.
+        others = [(r, p) for r, p in batch if not isinstance(r, LocalReader)]
+        spans = [(r, p.start, p.end) for r, p in others if isinstance(r, RemoteReader)]
         fetched = iter(RemoteReader.fetch_many(spans))  # many requests at once
         for reader, piece in batch:
             if piece.header:

@@ -36,6 +36,8 @@ WINDOW_BYTES = 8192
 REMOTE_WINDOW_BYTES = 1 << 20
 GZIP_MAGIC = b"\x1f\x8b"
 _FINGERPRINT_BYTES = 64 << 10
+_NO_WAIT: int | None = getattr(os, "RWF_NOWAIT", None)
+_PROBE = [bytearray(1)]
 
 Storage = Mapping[str, Any]  # options of the fsspec file system, such as endpoint_url
 
@@ -143,8 +145,8 @@ class LocalReader(SpanReader):
 
     def fetch_into(self, buffer: memoryview, offset: int) -> int:
         """Fill a buffer from `offset`; return how many bytes there were."""
-        filled = 0
-        while filled < len(buffer) and (
+        filled = os.preadv(self.descriptor, [buffer], offset)
+        while 0 < filled < len(buffer) and (
             more := os.preadv(self.descriptor, [buffer[filled:]], offset + filled)
         ):
             filled += more
@@ -152,10 +154,10 @@ class LocalReader(SpanReader):
 
     def will_need(self, offset: int, size: int) -> None:
         """Have the disk read a range that will be asked for soon; return at once."""
-        if not hasattr(os, "RWF_NOWAIT"):  # not Linux
+        if _NO_WAIT is None:  # not Linux
             return
         try:  # to announce what lies in memory would cost more than to copy it
-            os.preadv(self.descriptor, [bytearray(1)], offset + size - 1, os.RWF_NOWAIT)
+            os.preadv(self.descriptor, _PROBE, offset + size - 1, _NO_WAIT)
         except OSError:  # it is not there, or the storage does not say
             os.posix_fadvise(self.descriptor, offset, size, os.POSIX_FADV_WILLNEED)
 
