@@ -7,8 +7,11 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -52,6 +55,55 @@ def workers_of(driver: int) -> list[int]:
     return found
 
 
+def is_there(folder: Path, pattern: str) -> bool:
+    try:
+        return any(folder.glob(pattern))
+    except FileNotFoundError:  # a folder on the way went while it was looked into
+        return False
+
+
+def kill_one(victims, folder: Path, rng: random.Random, *, worker: bool, is_over) -> str:
+    """Kill one of the processes `victims()` at some moment of a job; say which, or "nothing"."""
+    files = [
+        "**/*.index.parquet",
+        "*.work/decisions/**/*.parquet",
+        "*.work/plan-*/*",
+        "dataset/*.tar",
+    ]
+    # Tasks are short: of a worker any moment from the first task on, and as soon as it has one.
+    pattern, delay = rng.choice(files), rng.uniform(0, 0.02 if worker else 0.3)
+    if worker:
+        pattern = rng.choice(["job.yaml", *files[:2]])
+    start, is_time = time.monotonic(), False
+    while not is_over() and time.monotonic() - start < 120:
+        if is_time or is_there(folder, pattern):
+            if not is_time:
+                time.sleep(delay)
+            is_time = True
+            targets = victims()
+            if targets:
+                os.kill(rng.choice(targets), signal.SIGKILL)
+                return f"{'worker' if worker else 'driver'} after {pattern}"
+        time.sleep(0.0005)
+    return "nothing"
+
+
+def curate_and_kill(config, folder: Path, rng: random.Random) -> str:
+    """Run a job in the Ray of all tests; kill one of its workers at some moment."""
+    (folder / "job.yaml").write_text(to_yaml(config))
+    is_over = threading.Event()
+    with ThreadPoolExecutor(1) as threads:
+        hit = threads.submit(
+            kill_one, lambda: workers_of(os.getpid()), folder, rng, worker=True,
+            is_over=is_over.is_set,
+        )  # fmt: skip
+        try:
+            curate(config)
+        finally:
+            is_over.set()
+        return hit.result()
+
+
 def run_and_kill(config, folder: Path, rng: random.Random, *, worker: bool) -> str:
     """Run a job with a Ray of its own; kill its driver, or one of its workers, at some moment."""
     path = folder / "job.yaml"
@@ -64,41 +116,20 @@ def run_and_kill(config, folder: Path, rng: random.Random, *, worker: bool) -> s
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    start, hit = time.monotonic(), "nothing"
-    files = [
-        "**/*.index.parquet",
-        "*.work/decisions/**/*.parquet",
-        "*.work/plan-*/*",
-        "dataset/*.tar",
-    ]
-    # Tasks are short: of a worker any moment from the first task on, and as soon as it has one.
-    pattern, delay = rng.choice(files), rng.uniform(0, 0.02 if worker else 0.3)
-    if worker:
-        pattern = rng.choice(["job.yaml", *files[:2]])
-    is_time = False
-    while driver.poll() is None and time.monotonic() - start < 120:
-        if is_time or any(folder.glob(pattern)):
-            if not is_time:
-                time.sleep(delay)
-            is_time = True
-            targets = workers_of(driver.pid) if worker else [driver.pid]
-            if targets:
-                victim = rng.choice(targets)
-                os.kill(victim, signal.SIGKILL)
-                hit = f"{'worker' if worker else 'driver'} after {pattern}"
-                break
-        time.sleep(0.0005)
+    victims = (lambda: workers_of(driver.pid)) if worker else (lambda: [driver.pid])
+    hit = kill_one(victims, folder, rng, worker=worker, is_over=lambda: driver.poll() is not None)
     code = driver.wait(timeout=180)
     # A job outlives the death of a worker, and no job outlives that of its driver.
     assert code == (0 if worker or hit == "nothing" else -signal.SIGKILL), (code, hit)
     return hit
 
 
-def kill_and_compare(finished, configure, folder: Path, tars, rng, *, worker: bool) -> str:
+def kill_and_compare(finished, configure, folder: Path, tars, run) -> str:
+    """`run(config, folder)` runs a job and kills; what it or a rerun makes are the very bytes."""
     for attempt in range(5):
         (folder / str(attempt)).mkdir()
         config = configure(folder / str(attempt))
-        hit = run_and_kill(config, folder / str(attempt), rng, worker=worker)
+        hit = run(config, folder / str(attempt))
         if hit != "nothing":  # the job was faster
             break
     assert hit != "nothing"
@@ -113,7 +144,8 @@ def test_a_job_whose_worker_is_killed_ends_and_gives_the_same_bytes(
 ):
     seed = int(os.environ.get("PAIRMILL_TEST_SEED") or random.randrange(10**6))
     print(f"PAIRMILL_TEST_SEED={seed}")
-    print(kill_and_compare(finished, configure, tmp_path, tars, random.Random(seed), worker=True))
+    run = partial(curate_and_kill, rng=random.Random(seed))
+    print(kill_and_compare(finished, configure, tmp_path, tars, run))
 
 
 @pytest.mark.soak
@@ -122,9 +154,8 @@ def test_a_job_whose_worker_is_killed_ends_and_gives_the_same_bytes(
 def test_soak_of_ten_kills(finished, configure, tars, tmp_path, kill):
     seed = int(os.environ.get("PAIRMILL_TEST_SEED") or random.randrange(10**6)) + kill
     print(f"\nPAIRMILL_TEST_SEED={seed}", end=" ")
-    rng = random.Random(seed)
-    worker = kill % 2 == 1
-    print(kill_and_compare(finished, configure, tmp_path, tars, rng, worker=worker))
+    run = partial(run_and_kill, rng=random.Random(seed), worker=kill % 2 == 1)
+    print(kill_and_compare(finished, configure, tmp_path, tars, run))
 
 
 @contextmanager
