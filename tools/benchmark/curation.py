@@ -346,6 +346,7 @@ def main() -> None:
     parser.add_argument("--scale", type=int, default=1, help="times as many samples")
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
+    os.environ.setdefault("RAY_worker_niceness", "0")  # 15 would starve Ray's beside other work
     for part in options.parts or _PARTS:
         with tempfile.TemporaryDirectory(dir=options.folder, prefix=f"bench-{part}-") as folder:
             for line in globals()[f"bench_{part}"](Path(folder), options.scale, options.repeats):
