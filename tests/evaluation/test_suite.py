@@ -277,17 +277,6 @@ def test_the_shipped_config_loads_and_two_datasets_of_one_name_are_refused() -> 
         make_config(Path("out"), Path("a/data"), Path("b/data"))
 
 
-def test_importing_evaluation_imports_neither_ray_nor_curation_nor_deepspeed() -> None:
-    code = (
-        "import sys, evaluation.suite; "
-        "print(sorted({m.split('.')[0] for m in sys.modules} & {'ray', 'curation', 'deepspeed'}))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "[]"
-
-
 def test_a_mean_of_hits_is_the_mean_of_the_units_that_it_reports(
     tmp_path: Path, classification: Path, open_clip_folder: Path
 ) -> None:

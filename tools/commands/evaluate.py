@@ -12,6 +12,7 @@ SUMMARY = "Evaluate checkpoints: features once, every method on them."
 EPILOG = """examples:
   pairmill evaluate runs/demo/pretrain demo/evaluate       a run (its latest checkpoint)
   pairmill evaluate A/checkpoints/samples-000000115200 B demo/evaluate seed=1
+  pairmill evaluate runs/demo/pretrain evaluation/demo     every method, a few-shot sweep included
   pairmill evaluate ViT-B-32/openai my_suite.yaml          an open_clip model and its pretrained tag
   pairmill evaluate A B C evaluation/datacomp_38 root=/data/wds --part=2/8    an eighth of the queue
   torchrun --nproc-per-node=8 -m tools.cli evaluate A my_suite.yaml           ranks share the images
@@ -21,7 +22,8 @@ EPILOG = """examples:
   pairmill evaluate --lint openclip_results.csv evaluation/datacomp_38 output=RESULTS
 
 CHECKPOINT is a run folder, a checkpoint, an open_clip folder, or an open_clip name/tag. The same
-line again does only what is missing."""
+line again does only what is missing. Results go to `output` (runs/NAME/results), features to
+`cache`; `pairmill report FOLDER` draws them, `predictions=true` adds what each sample got."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
