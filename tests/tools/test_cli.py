@@ -49,7 +49,8 @@ def test_no_flags_creep_in():
     assert flags == {
         "curate": run, "pretrain": run,
         "evaluate": sorted([*run, "--cache-info", "--lint", "--list", "--part"]),
-        "index": ["--help"], "export": ["--help"], "report": ["--export", "--help", "--output"],
+        "index": ["--help"], "export": ["--form", "--help"], "doctor": ["--help"],
+        "report": ["--export", "--help", "--output"],
         "submit": ["--dry-run", "--help"],
     }  # fmt: skip
 
