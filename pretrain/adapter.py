@@ -23,6 +23,7 @@ from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from configs.errors import UsageError
@@ -113,6 +114,11 @@ class DeepSpeed:
         _refuse(missing_hooks(deepspeed_utils, _FUNCTIONS))
         learned = next(p for p in module.parameters() if p.requires_grad)
         _refuse(missing_hooks(learned, _PARAMETER_HOOKS[self.stage]))
+        self._learned = [p for p in module.parameters() if p.requires_grad]
+        self._averages_alone = self.stage == 0 and dist.get_world_size() == 1
+        if self._averages_alone:  # it would copy all gradients there and back
+            _refuse(missing_hooks(self._engine, ["enable_backward_allreduce"]))
+            self._engine.enable_backward_allreduce = False
         self._measure_once()
         self._gather_scalars()
 
@@ -153,6 +159,10 @@ class DeepSpeed:
         """
         self._engine.set_gradient_accumulation_boundary(last)
         self._engine.backward(loss)
+        if last and self._averages_alone:  # as where it averages: what has no gradient has zeros
+            for parameter in self._learned:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
 
     def gradient_norm(self) -> float:
         """Return the norm of the averaged gradients, after the last backward of a step.
@@ -173,7 +183,7 @@ class DeepSpeed:
         return norm if math.isfinite(norm) and norm >= 0 else math.inf  # -1 is its mark for both
 
     def _own_gradients(self) -> list[Tensor]:
-        return [p.grad for p in self.module.parameters() if p.grad is not None]
+        return [p.grad for p in self._learned if p.grad is not None]
 
     def _measure_once(self) -> None:
         # DeepSpeed's step measures the norm itself; it is told the one that was just measured.
@@ -193,7 +203,7 @@ class DeepSpeed:
         if self._kind is None:
             if threshold is not None:
                 assert self._norm is not None, "gradient_norm comes first"
-                torch.nn.utils.clip_grads_with_norm_(self.module.parameters(), limit, self._norm)
+                torch.nn.utils.clip_grads_with_norm_(self._learned, limit, self._norm)
         else:
             self._engine.optimizer.clip_grad = limit
         self._engine.step()

@@ -122,15 +122,17 @@ def _build_stage(
         if teacher is not None:
             teacher.check_fits(model, tokenizer)
         averages = means = None
-        if before is not None and before.ema is not None:
-            averages = carried(before.ema.whole(), before.engine.model.config, model)
+        weights = {} if before is None else before.engine.weights()
+        weights = {name: weight.to("cpu", copy=True) for name, weight in weights.items()}
+        if before is not None and before.ema is not None:  # what was locked has no average
+            whole = {**weights, **before.ema.whole()}
+            averages = carried(whole, before.engine.model.config, model)
         if before is not None and before.mean_tower is not None:
             means = before.mean_tower.named_averages()
             means = carried(means, before.engine.model.config, model)
         if starts:
             start_towers(model, config, tokenizer)
         if before is not None:
-            weights = {n: w.to("cpu", copy=True) for n, w in before.engine.weights().items()}
             carry_weights(weights, before.engine.model.config, model)
             before.engine.close()
         mean_tower, reduction = None, config.reduction.build()

@@ -24,6 +24,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from configs.errors import ConfigError
 from configs.launcher import LAUNCHER_VARIABLES, is_launched
 from pretrain import adapter
 from pretrain.config import EngineConfig, PretrainConfig
@@ -84,9 +85,13 @@ class Engine:
         self.clipping = config.optimizer.clipping.build()
         self.stability = Stability(config.stability)
         self._logit_limits = (config.logit.min_scale, config.logit.max_scale)
+        if config.engine.precision == "fp16" and device.type == "cpu":
+            raise ConfigError(
+                "engine.precision: fp16 needs a GPU, DeepSpeed has none on CPUs; use bf16 or fp32."
+            )
         model = prepared(model, config.engine).to(device)
         lock(model, config)
-        optimizer = build_optimizer(model, config, fused=device.type == "cuda")
+        optimizer = build_optimizer(model, config)
         mean, std = model.mean, model.std
         self._deepspeed = adapter.DeepSpeed(model, optimizer, deepspeed_config(config))
         model.mean, model.std = mean, std  # pixels are normalized in fp32 in every precision
@@ -211,4 +216,5 @@ def deepspeed_config(config: PretrainConfig) -> dict[str, Any]:
         "gradient_clipping": 0.0,
         "steps_per_print": 10**9,
         "zero_allow_untested_optimizer": True,  # torch's SGD, which it does not list
+        "zero_force_ds_cpu_optimizer": False,  # offloaded, torch's fused AdamW is as it is on CPUs
     }

@@ -92,18 +92,16 @@ def lock(model: ClipModel, config: PretrainConfig) -> None:
             parameter.requires_grad_(False)
 
 
-def build_optimizer(
-    model: ClipModel, config: PretrainConfig, *, fused: bool
-) -> torch.optim.Optimizer:
-    """Return AdamW, or SGD without momentum, over the groups; `fused` where the device has it."""
+def build_optimizer(model: ClipModel, config: PretrainConfig) -> torch.optim.Optimizer:
+    """Return fused AdamW, or SGD without momentum, over the groups."""
     section = config.optimizer
     groups = parameter_groups(model, config)
     if section.name == "sgd":
-        return torch.optim.SGD(groups, lr=section.learning_rate, fused=fused)
+        return torch.optim.SGD(groups, lr=section.learning_rate, fused=True)
     return torch.optim.AdamW(
         groups,
         lr=section.learning_rate,
         betas=(section.beta1, section.beta2),
         eps=section.eps,
-        fused=fused,
+        fused=True,
     )

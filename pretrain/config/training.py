@@ -93,6 +93,18 @@ class EngineConfig(Config):
         if own:
             raise ValueError(f"deepspeed: these are decided elsewhere: {', '.join(own)}")
         zero = self.deepspeed.get("zero_optimization", {})
+        offload = {k: zero[k] for k in ("offload_optimizer", "offload_param") if zero.get(k)}
+        needed = 3 if "offload_param" in offload else 1
+        if offload and self.zero_stage < needed:
+            raise ValueError(
+                f"deepspeed: {' and '.join(offload)} needs zero_stage {needed} or more, got "
+                f"{self.zero_stage}"
+            )
+        if any(section.get("device") == "nvme" for section in offload.values()):
+            raise ValueError(
+                "deepspeed: offload to nvme is not supported: checkpoints read the optimizer's "
+                "state from memory; use device: cpu"
+            )
         if zero.get("stage3_param_persistence_threshold", 1) < 1:
             raise ValueError(
                 "deepspeed: stage3_param_persistence_threshold is at least 1: the scalars of a "

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from configs.errors import ConfigError
 from configs.load import to_yaml
+from pretrain.engine import Engine
 from tests.pretrain.conftest import make_config, run_ranks
+from tests.pretrain.objective_rows import ROWS, model_of, total_of
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden/objectives/gradclip.npz"
 pytestmark = [pytest.mark.distributed, pytest.mark.filterwarnings("ignore")]
@@ -25,7 +28,7 @@ def found(dataset, model_file, tmp_path_factory):
     checks = {
         1: ["gradients", "descent"],
         2: ["gradients", "repeated", "descent", "not_finite", "resumed", "golden"],
-        4: ["gradients"],
+        4: ["gradients", "descent"],
     }
     for world_size, names in checks.items():
         run_ranks("engine_checks", world_size, *arguments, *names)
@@ -34,6 +37,24 @@ def found(dataset, model_file, tmp_path_factory):
         for size, names in checks.items()
         for name in names
     }
+
+
+def test_what_the_engine_cannot_do_is_refused_where_it_is_asked_for(dataset, model_file, tmp_path):
+    def offloaded(stage: int, **what):
+        engine = {"zero_stage": stage, "deepspeed": {"zero_optimization": what}}
+        return make_config(dataset, model_file, tmp_path / "run", engine=engine)
+
+    offloaded(1, offload_optimizer={"device": "cpu"})
+    with pytest.raises(ConfigError, match="offload_optimizer needs zero_stage 1 or more, got 0"):
+        offloaded(0, offload_optimizer={"device": "cpu"})
+    with pytest.raises(ConfigError, match="offload_param needs zero_stage 3 or more, got 2"):
+        offloaded(2, offload_param={"device": "cpu"})
+    with pytest.raises(ConfigError, match="offload to nvme is not supported"):
+        offloaded(3, offload_optimizer={"device": "nvme", "nvme_path": "/tmp"})
+    half = {"zero_stage": 1, "precision": "fp16"}
+    config = make_config(dataset, model_file, tmp_path / "run", engine=half)
+    with pytest.raises(ConfigError, match="fp16 needs a GPU"):
+        Engine(model_of(ROWS[0][1], total_of(ROWS[0][0])), config, torch.device("cpu"))
 
 
 def flat(gradients: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -64,9 +85,9 @@ def test_repeated_backward_passes_without_a_boundary_are_wrong_where_gradients_a
         assert error > 0.1, (stage, float(error))
 
 
-def test_twenty_steps_of_plain_sgd_end_at_the_same_weights_at_every_stage_and_on_two_ranks(found):
+def test_twenty_steps_of_plain_sgd_end_at_the_same_weights_at_every_stage_on_1_2_and_4_ranks(found):
     _, one = found["descent", 1][0]
-    for world_size in (1, 2):
+    for world_size in (1, 2, 4):
         for stage, other in found["descent", world_size]:
             error = (flat(other) - flat(one)).norm() / flat(one).norm()
             assert error <= 1e-5, (stage, world_size, float(error))

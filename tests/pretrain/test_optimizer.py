@@ -72,7 +72,7 @@ def test_sgd_is_plain_and_adamw_as_configured(model, dataset, model_file, tmp_pa
     for name, kind in (("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)):
         optimizer = {"name": name, "beta2": 0.95}
         config = make_config(dataset, model_file, tmp_path, optimizer=optimizer)
-        built = build_optimizer(model, config, fused=False)
+        built = build_optimizer(model, config)
         assert type(built) is kind
         wanted = {"momentum": 0} if name == "sgd" else {"betas": (0.9, 0.95)}
         assert {key: built.defaults[key] for key in wanted} == wanted

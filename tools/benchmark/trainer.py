@@ -92,6 +92,7 @@ class Ours:
         self.flops = step_flops(stages.at(0), stage_model_config(stages.at(0).config))
         self.run: Run = start(self.config, stages, start_processes(1), None, None)
         self._stop = StopRequest(None)
+        self._stop.restore_handlers()  # a signal ends the benchmark
         self._source = self.run.parts.batches(
             first=0, last=self.run.stage.last_sample, num_workers=0
         )
@@ -110,7 +111,6 @@ class Ours:
 
     def close(self) -> None:
         """Let go of the engine."""
-        self._stop.restore_handlers()
         self.run.close()
         self.run.parts.engine.close()
 
@@ -123,9 +123,13 @@ class Theirs:
     ) -> None:
         ensure_torchvision()
         import open_clip
+        from open_clip_train import data as their_data
         from open_clip_train import scheduler
-        from open_clip_train.data import get_data
         from open_clip_train.params import parse_args
+
+        # Its tar reader does not know the end marks that webdataset 1.0 puts between shards.
+        expander = their_data.tar_file_expander
+        their_data.tar_file_expander = partial(getattr(expander, "func", expander), eof_value=None)
 
         last = len(data.samples_per_shard) - 1
         self.args = parse_args(
@@ -154,7 +158,7 @@ class Theirs:
         self._scheduler = scheduler.cosine_lr(self._optimizer, 1e-3, 1, 10**6)
         preprocess = open_clip.image_transform(64, is_train=True)
         tokenizer = open_clip.SimpleTokenizer(context_length=length)
-        found = get_data(self.args, (preprocess, preprocess), tokenizer=tokenizer)
+        found = their_data.get_data(self.args, (preprocess, preprocess), tokenizer=tokenizer)
         self._loader = found["train"].dataloader
         self._batches = iter(self._loader)
 
@@ -275,7 +279,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--samples", type=int, default=2_000)
-    parser.add_argument("--zero-stage", type=int, default=1)
+    parser.add_argument("--zero-stage", type=int, default=0)
     options = parser.parse_args()
     logging.getLogger().setLevel(logging.WARNING)
     torch.set_num_threads(1)

@@ -45,10 +45,18 @@ def cut(size: int, micro: int, row) -> list[dict[str, object]]:
     return parts
 
 
-def engine_of(config, row, stage: int, precision: str = "fp32", **optimizer) -> tuple:
-    """An engine with the tiny model of one row of objectives, and its loss."""
+OFFLOAD = {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}
+MODES = {"checkpointed": {"activation_checkpointing": True}, "offloaded": {"deepspeed": OFFLOAD}}
+
+
+def engine_of(config, row, stage: int, mode: str = "fp32", **optimizer) -> tuple:
+    """An engine with the tiny model of one row of objectives, and its loss.
+
+    `mode` is a precision, or one of MODES.
+    """
     total = total_of(row[0])
-    section = config.engine.model_copy(update={"zero_stage": stage, "precision": precision})
+    changes = MODES.get(mode) or {"precision": mode}
+    section = config.engine.model_copy(update={"zero_stage": stage, **changes})
     changed = config.optimizer.model_copy(update=optimizer)
     config = config.model_copy(update={"engine": section, "optimizer": changed})
     engine = Engine(model_of(row[1], total), config, torch.device("cpu"))
@@ -82,6 +90,12 @@ def gradients(config) -> list:
                 own = {n: g.clone() for n, g in engine.gradients().items()}
                 norm = engine.step(0.0).gradient_norm
                 found.append((f"{row[0]} {row[1]}", stage, local // micro, own, norm))
+        if stage in (0, 3) and world_size == 2:
+            engine, compare = engine_of(config, ROWS[6], stage, "checkpointed")
+            backward(engine, cut(config.global_batch_size, local // 2, ROWS[6]), compare)
+            own = {n: g.clone() for n, g in engine.gradients().items()}
+            norm = engine.step(0.0).gradient_norm
+            found.append((f"{ROWS[6][0]} {ROWS[6][1]}", stage, 2, own, norm))
     return found
 
 
@@ -140,7 +154,8 @@ def resumed(config) -> list:
     found, size = [], config.global_batch_size
     parts = cut(size, size // world_or_solo().size // 2, ROWS[6])
     zclip = clippings.section("zclip")(name="zclip", warmup_steps=2, z_threshold=0.1)
-    sequence = [(stage, "fp32") for stage in STAGES] + [(1, "bf16"), (3, "bf16")]
+    sequence = [(stage, "fp32") for stage in STAGES]
+    sequence += [(1, "bf16"), (3, "bf16"), (1, "offloaded"), (2, "offloaded"), (3, "offloaded")]
     for stage, precision in sequence:
         folder = Path(sys.argv[2]) / f"state-{stage}-{precision}-{world_or_solo().size}"
         states = []
