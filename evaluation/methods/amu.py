@@ -104,7 +104,7 @@ def branches(
 
 @dataclass(frozen=True)
 class Slope:
-    """The loss and its gradient in the head, in closed form: a fifth of what autograd takes.
+    """The loss and its gradient in the head in closed form: autograd takes 1.6 times as long.
 
     What no step changes is computed once for all shots: u and the auxiliary features' directions.
     """
