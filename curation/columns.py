@@ -29,7 +29,7 @@ from PIL import Image
 
 from configs.errors import UsageError, did_you_mean
 from curation.captions import MAX_JSON_BYTES, look_up
-from curation.image_header import FORMATS, no_pillow_limit
+from curation.image_header import FORMATS, MAX_IMAGE_BYTES, no_pillow_limit
 from curation.spans import SpanReader
 
 JSON_PREFIX = "json."
@@ -37,6 +37,7 @@ _HASH_ALONE = ("image_hash",)
 _HASH_SIDE = 8
 _DCT_SIDE = 32
 _COLOR_SIDE = 4
+_PIECE_BYTES = 4 << 20  # of a file that is too large to stand in memory
 
 
 def decode_image(data: bytes) -> Image.Image | None:
@@ -152,6 +153,28 @@ def find_values(data: Any, names: Iterable[str]) -> dict[str, Any]:
     return _of_json(data, names) if needs_json(names[0]) else _of_image(data, names)
 
 
+def read_values(
+    reader: SpanReader, offset: int, num_bytes: int, names: Iterable[str]
+) -> dict[str, Any]:
+    """Return the values of some columns of the image file at `offset`.
+
+    One above MAX_IMAGE_BYTES never stands in memory whole: it is hashed by pieces, and counts as
+    one that does not decode.
+    """
+    if num_bytes <= MAX_IMAGE_BYTES:
+        return find_values(reader.read(offset, num_bytes), names)
+    names = list(names)
+    found: dict[str, Any] = {}
+    if "image_hash" in names:
+        hasher = xxhash.xxh3_128()
+        for start in range(0, num_bytes, _PIECE_BYTES):
+            hasher.update(reader.fetch(offset + start, min(_PIECE_BYTES, num_bytes - start)))
+        found["image_hash"] = hasher.digest()
+    if any(name in _OF_PIXELS for name in names):
+        found["decodable"] = False
+    return found
+
+
 def columns_of(values: Sequence[Mapping[str, Any]], names: Iterable[str]) -> dict[str, pa.Array]:
     """Return the columns `names` from one mapping a sample; what is not in it is null."""
     return {name: pa.array([v.get(name) for v in values], type_of(name)) for name in names}
@@ -174,8 +197,8 @@ def compute_columns(
         for row in batch.to_pylist():
             values.append({})
             if row["problem"] is None and of_image:
-                data = reader.read(row["image_offset"], row["image_size"])
-                values[-1] |= find_values(data, of_image)
+                span = row["image_offset"], row["image_size"]
+                values[-1] |= read_values(reader, *span, of_image)
             if row["problem"] is None and of_json and "json" in row["member_ext"]:
                 at = row["member_ext"].index("json")
                 offset, size = row["member_offset"][at], row["member_size"][at]

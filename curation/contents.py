@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from curation.columns import find_values
+from curation.columns import find_values, read_values
 from curation.image_header import quick_jpeg_sizes, quick_size, read_image_size
 from curation.shards import Batch
 from curation.spans import SpanReader
@@ -149,8 +149,8 @@ class Contents:
                     with data[begin:end] as view:
                         values[number] = find_values(view, names)
                 else:
-                    whole = self._reader.read(int(batch.offsets[row]), end - begin)
-                    values[number] = find_values(whole, names)
+                    offset = int(batch.offsets[row])
+                    values[number] = read_values(self._reader, offset, end - begin, names)
 
     def _image_size(self, batch: Batch, row: int, limit: int) -> Size:
         position, size = int(batch.positions[row]), int(batch.sizes[row])

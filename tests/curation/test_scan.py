@@ -5,15 +5,18 @@ import io
 import os
 import struct
 import tarfile
+import tracemalloc
 import warnings
 import zlib
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
+import xxhash
 from PIL import Image
 
 from configs.errors import DataError, UsageError
-from curation.image_header import read_image_size
+from curation.image_header import MAX_IMAGE_BYTES, read_image_size
 from curation.index import index_path, read_index, read_index_info, remove_index_leftovers
 from curation.manifest import manifest_of_tars
 from curation.scan import InputShard, ScanTask, scan_shard
@@ -238,3 +241,27 @@ def test_unfinished_indexes_of_killed_runs_are_removed_once_they_are_old(tmp_pat
     os.utime(other, (0, 0))
     remove_index_leftovers([tmp_path, tmp_path / "nowhere"])
     assert set(tmp_path.iterdir()) == {new, other}
+
+
+@pytest.mark.parametrize("columns", [("image_hash",), ("decodable", "image_hash", "phash")])
+def test_an_image_too_large_for_memory_is_hashed_by_pieces_and_does_not_decode(tmp_path, columns):
+    size = MAX_IMAGE_BYTES + 512
+    path, picture = tmp_path / "0.tar", encoded("JPEG")
+    info, text = tarfile.TarInfo("a.jpg"), tarfile.TarInfo("a.txt")
+    info.size, text.size = size, 4
+    with open(path, "wb") as file:  # with a hole where the picture's zeros are
+        file.write(info.tobuf() + picture)
+        file.seek(512 + size)
+        file.write(text.tobuf() + b"text" + bytes(508) + bytes(1024))
+    expected = xxhash.xxh3_128(picture)
+    for start in range(len(picture), size, 1 << 20):
+        expected.update(bytes(min(1 << 20, size - start)))
+    tracemalloc.start()
+    try:
+        scan(path, columns=columns)
+        assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    finally:
+        tracemalloc.stop()
+    [row] = pq.read_table(index_path(path)).to_pylist()
+    assert row["image_hash"] == expected.digest()
+    assert (row.get("decodable"), row.get("phash")) == (False if len(columns) > 1 else None, None)
