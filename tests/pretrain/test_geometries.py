@@ -120,18 +120,28 @@ def test_no_objective_gives_nan_for_coincident_zero_tiny_or_huge_features(
 ):
     total, geometry = total_of(objective), similarity_from(similarity)
     rows = extreme_rows(dtype)
-    leaves = [rows.clone().requires_grad_() for _ in range(6)]
-    students = [rows[:, :TEACHER_DIM].clone().requires_grad_() for _ in range(2)]
+    students = ("student_image_bE", "student_text_bE")
+    leaves = {
+        name: rows[:, : TEACHER_DIM if name in students else None].clone().requires_grad_()
+        for name in Features._fields
+        if name.endswith(("_bD", "_bP")) or name in students
+    }
     teacher = torch.nn.functional.normalize(rows[:, :TEACHER_DIM].float().clamp(-1e3, 1e3), dim=-1)
     for start in (0.01, 100.0):
         scale = torch.tensor([start]).requires_grad_()
         features = Features(
-            *leaves[:2], scale, torch.tensor([-10.0]), *leaves[2:], teacher, teacher,
-            torch.tensor([100.0]), *students, torch.tensor([100.0]), 0.5,
-        )  # fmt: skip
+            **leaves,
+            logit_scale=scale,
+            logit_bias=torch.tensor([-10.0]),
+            teacher_image_bE=teacher,
+            teacher_text_bE=teacher,
+            teacher_scale=torch.tensor([100.0]),
+            cross_scale=torch.tensor([100.0]),
+            progress=0.5,
+        )
         loss = total(features, similarity=geometry, group=Solo()).loss
         loss.backward()
-        inputs = [*leaves, *students, scale, *geometry.parameters()]
+        inputs = [*leaves.values(), scale, *geometry.parameters()]
         assert math.isfinite(loss.item())
         for tensor in inputs:
             assert tensor.grad is None or bool(torch.isfinite(tensor.grad).all())
