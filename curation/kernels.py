@@ -1,8 +1,8 @@
 """The inner loops of a scan, compiled: along headers, over names, over the heads of JPEGs.
 
 They do what is usual and say where something is not; that, the careful code does (tar_headers.py,
-grouping.py, image_header.py). Imported where a tar is scanned and nowhere else: numba takes a third
-of a second. The machine code is kept beside this file or in the user's cache (`NUMBA_CACHE_DIR`),
+grouping.py, image_header.py). Imported where a tar is scanned and nowhere else: numba takes half a
+second. The machine code is kept beside this file or in the user's cache (`NUMBA_CACHE_DIR`),
 so that a machine compiles once; where neither can be written, each process compiles for itself.
 """
 
