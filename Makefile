@@ -23,8 +23,8 @@ $(READY): pyproject.toml constraints.txt tools/setup.sh
 demo: $(READY) ## Make a pool of real pairs, curate it, train CLIP on it, evaluate, report (about 5 minutes)
 	@$(BIN)/python -m tools.demo
 
-test: $(READY) ## Run all tests, three files at a time: real Ray, DeepSpeed processes, Slurm, the chain end to end
-	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+test: $(READY) ## Run all tests, two files at a time: real Ray, DeepSpeed processes, Slurm, the chain end to end
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 soak: $(READY) ## Kill curation jobs and a training run at random moments and compare every byte (PAIRMILL_TEST_SEED=N repeats)
 	@$(BIN)/python -m pytest -m soak -s

@@ -150,10 +150,10 @@ def _pax_records(data: bytes, at: int) -> dict[bytes, bytes]:
     while start < end:
         space = data.find(b" ", start, start + 10)
         digits = data[start:space] if space > 0 else b""
-        length = int(digits) if digits.isdigit() else 0
+        length = int(digits) if digits.isdigit() else 0  # 0 would never come to the end
         record = data[space + 1 : start + length]
         key, equals, value = record.removesuffix(b"\n").partition(b"=")
-        if not equals or start + length > end:
+        if not length or not equals or start + length > end:
             raise TarDamageError(f"corrupt PAX header at byte {at}")
         records[key] = value
         start += length

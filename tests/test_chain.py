@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.distributed]
 NUM_PAIRS = 6_000
 SHORTER = {
     "pretrain": [
-        "samples=15_360",
+        "samples=12_800",
         "global_batch_size=128",
         "optimizer.warmup_samples=2_560",
         "data.num_workers=0",

@@ -82,6 +82,17 @@ def test_pax_size_and_path_override_the_header(tmp_path):
     assert (member.name, member.size, damage) == ("real name.txt", 5, None)
 
 
+def test_pax_records_of_a_wrong_length_are_damage_and_never_read_for_ever(tmp_path):
+    info = tarfile.TarInfo("ä" * 60 + ".txt")
+    content = info.tobuf(tarfile.PAX_FORMAT)
+    right = content.index(b"134 path=")
+    path = tmp_path / "a.tar"
+    path.write_bytes(content[:right] + b"0" + content[right + 1 :] + bytes(1024))
+    members, damage = read_all(path)
+    assert members == []
+    assert "corrupt PAX header" in damage
+
+
 def test_truncated_tar_is_read_up_to_the_cut(tars, tmp_path):
     path = tars.write(tmp_path / "a.tar", [(f"{i}.txt", b"x" * 600) for i in range(5)])
     path.write_bytes(path.read_bytes()[: 3 * 1536 + 700])
