@@ -140,12 +140,12 @@ def read_index_info(path: Path) -> IndexInfo | None:
 
 
 def remove_index_leftovers(folders: Iterable[Path]) -> None:
-    """Remove the unfinished indexes of killed runs that lie directly in some folders of tars.
+    """Remove the unfinished indexes and vectors of killed runs that lie directly in some folders.
 
     Only those of an hour ago and more: another job may be indexing the same tars now.
     """
     for folder in folders:
-        for path in folder.glob(".*.index.parquet.tmp-*"):
+        for path in (*folder.glob(".*.index.parquet.tmp-*"), *folder.glob(".*.index.*.npy.tmp-*")):
             with suppress(OSError):  # a read-only folder, or another job was faster
                 if time.time() - path.stat().st_mtime > _LEFTOVER_SECONDS:
                     path.unlink()
