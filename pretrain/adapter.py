@@ -46,6 +46,9 @@ with warnings.catch_warnings():
         safe_get_local_fp32_param,
     )
 
+# DeepSpeed's business: torch renamed what it calls; a run's log need not say so once a rank.
+warnings.filterwarnings("ignore", r".*all_gather_into_tensor.* is deprecated", FutureWarning)
+
 TESTED_VERSIONS = ("0.19.8",)
 
 # The hooks of each kind of optimizer; what they are for is said where they are used.

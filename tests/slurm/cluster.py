@@ -126,12 +126,16 @@ class Cluster:
         """Return the command line that runs `command` on the login host."""
         return ["nsenter", "-t", self._inside, "--mount", "--net", "--uts", "--pid", *command]
 
+    def words_in(self, folder: Path, *command: str) -> list[str]:
+        """Return the command line that runs `command` on the login host, in a folder."""
+        return self.words("sh", "-c", 'cd "$0" && exec "$@"', str(folder), *command)
+
     def run(
         self, *command: str, timeout: float = 60, cwd: Path | None = None, **variables: str
     ) -> subprocess.CompletedProcess[str]:
         """Run a command on the login host; raise nothing for its exit code."""
         return subprocess.run(
-            self.words("sh", "-c", 'cd "$0" && exec "$@"', str(cwd or Path.cwd()), *command),
+            self.words_in(cwd or Path.cwd(), *command),
             env={**self.environment, **variables},
             capture_output=True, text=True, check=False, timeout=timeout,
         )  # fmt: skip
@@ -231,8 +235,12 @@ def main() -> int:
     if reason or len(sys.argv) != 2:
         print(reason or "usage: python -m tests.slurm.cluster FOLDER", file=sys.stderr)
         return 2
-    with Cluster(Path(sys.argv[1]).resolve()) as cluster:
-        shell = cluster.words(os.environ.get("SHELL", "/bin/bash"))
+    folder = Path(sys.argv[1]).resolve()
+    if folder.exists() and any(folder.iterdir()):
+        print(f"{folder} is not empty; name a folder that is not there yet", file=sys.stderr)
+        return 2
+    with Cluster(folder) as cluster:
+        shell = cluster.words_in(Path.cwd(), os.environ.get("SHELL", "/bin/bash"))
         return subprocess.run(shell, env=cluster.environment, check=False).returncode
 
 
