@@ -24,8 +24,9 @@ def is_launched() -> bool:
     missing = [name for name in LAUNCHER_VARIABLES if name not in os.environ]
     if found and missing:
         raise UsageError(
-            f"the launcher's environment is half set: {', '.join(found)} are there, "
-            f"{', '.join(missing)} are not. Start with torchrun, or unset them for one process."
+            f"the launcher's environment is half set: got {', '.join(found)}, "
+            f"expected {', '.join(missing)} as well. "
+            "Start with torchrun, or unset them for one process."
         )
     num_tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
     if not found and num_tasks != "1":

@@ -40,7 +40,7 @@ def test_all_of_the_variables_are_a_launcher_and_none_is_one_process(monkeypatch
 def test_a_half_set_environment_is_refused_with_what_is_missing(monkeypatch, start):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    wanted = "half set: RANK, WORLD_SIZE are there, LOCAL_RANK, MASTER_ADDR, MASTER_PORT are not"
+    wanted = "half set: got RANK, WORLD_SIZE, expected LOCAL_RANK, MASTER_ADDR, MASTER_PORT as well"
     with pytest.raises(UsageError, match=wanted):
         start()
 
