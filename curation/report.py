@@ -23,6 +23,7 @@ from configs import draws
 from configs.errors import DataError
 from curation.arrow import read_parquet
 from curation.balancing.metadata import metadata_digest
+from curation.caption_sample import Sampled, first_captions, sample_captions, summarize_captions
 from curation.imbalance import head_tail_histogram, imbalance
 from curation.index import read_index_file
 from curation.manifest import software_version
@@ -50,9 +51,11 @@ TOP = 50
 
 # Upper edges are open at the end: a bin holds edge <= value < next edge, the last one all above.
 _SIDES = (0, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096)
-HISTOGRAMS: dict[str, tuple[int, ...]] = {
+HISTOGRAMS: dict[str, tuple[float, ...]] = {
     "image_shorter_side": _SIDES,
     "image_longer_side": _SIDES,
+    # Squares have a bin of their own: 1 to below 1.01.
+    "image_aspect": (0, 0.2, 0.33, 0.5, 0.67, 0.75, 0.9, 1, 1.01, 1.11, 1.34, 1.5, 2, 3, 5),
     "caption_words": (*range(33), 40, 48, 64, 96, 128, 256),
     "caption_characters": (*range(0, 100, 5), *range(100, 200, 20), 200, 300, 400, 600, 1000, 2000),
 }
@@ -69,6 +72,7 @@ class ReportTask:
     decisions: Path
     inputs_digest: str
     seed: int
+    num_in_pool: int
     repeats: RepeatRules
 
     def __str__(self) -> str:
@@ -83,6 +87,7 @@ class ShardReport:
     words: tuple[Counter[str], Counter[str]]  # of readable samples, of kept ones
     histograms: dict[str, tuple[IntArray, IntArray]]
     samples: dict[str, list[tuple[int, str, dict[str, Any]]]]  # reason -> (rank, uid, reference)
+    captions: list[Sampled]
     repeats: Repeats
 
 
@@ -100,11 +105,19 @@ def report_shard(task: ReportTask) -> ShardReport:
         words[0].update(found)
         if is_kept:
             words[1].update(found)
+    outcomes = np.where(kept, KEPT, decisions["reason"].to_pylist())
     return ShardReport(
         num_samples=len(verdicts),
         words=words,
         histograms=_histograms(index, captions, readable, kept),
-        samples=_references(task, index, np.where(kept, KEPT, decisions["reason"].to_pylist())),
+        samples=_references(task, index, outcomes),
+        captions=sample_captions(
+            index["uid"].to_pylist(),
+            [text if can else None for text, can in zip(captions, readable, strict=True)],
+            outcomes.tolist(),
+            seed=task.seed,
+            num_in_pool=task.num_in_pool,
+        ),
         repeats=shard_repeats(task.shard, index, decisions, task.repeats, task.seed),
     )
 
@@ -118,6 +131,7 @@ def _histograms(
     values = {
         "image_shorter_side": np.minimum(width, height),
         "image_longer_side": np.maximum(width, height),
+        "image_aspect": width / np.maximum(height, 1),
         "caption_words": np.array([len(text.split()) for text in texts]),
         "caption_characters": np.array([len(text) for text in texts]),
     }
@@ -161,6 +175,7 @@ def make_report(
     """
     rows = decided.to_pylist()
     rules, repeats = RepeatRules.of(config), Repeats()
+    num_in_pool = sum(scanned["num_samples"].to_pylist())
     tasks = [
         ReportTask(
             shard=row["path"],
@@ -169,6 +184,7 @@ def make_report(
             decisions=Path(row["decisions"]),
             inputs_digest=row["inputs_digest"],
             seed=config.seed,
+            num_in_pool=num_in_pool,
             repeats=rules,
         )
         for row in rows
@@ -179,6 +195,7 @@ def make_report(
         for name, edges in HISTOGRAMS.items()
     }
     samples: dict[str, list[tuple[int, str, dict[str, Any]]]] = {}
+    captions: list[Sampled] = []
     for _, part in engine.map(report_shard, tasks, label="report"):
         for total, more in zip(words, part.words, strict=True):
             total.add(more)
@@ -188,11 +205,13 @@ def make_report(
         for reason, chosen in part.samples.items():
             both = samples.get(reason, []) + chosen
             samples[reason] = heapq.nsmallest(SAMPLES_PER_REASON, both, key=lambda s: s[:2])
+        captions = first_captions([*captions, *part.captions])
         repeats.merge(part.repeats)
     totals = _totals(config, scanned, rows)
     return {
         **totals,
         **summarize(repeats, rules, rows, totals["dropped"], engine),
+        **summarize_captions(captions, KEPT),
         "entries": _entries(config),
         "words": {"before": words[0].summary(TOP), "after": words[1].summary(TOP)},
         "histograms": {

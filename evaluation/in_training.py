@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
-from open_clip.transform import PreprocessCfg, image_transform_v2
 from torch import Tensor
 
 from configs.errors import ConfigError, DataError
@@ -24,9 +24,11 @@ from evaluation.datasets import load_datasets
 from evaluation.images import UndecodableImageError, read_image
 from evaluation.methods.retrieval import recalls
 from evaluation.methods.zero_shot import accuracies
+from evaluation.probe import write_probe
 from evaluation.ranking import FeatureScores
 from evaluation.statistics import Metric
 from evaluation.world import World
+from pretrain.model.clip import open_clip
 from pretrain.model.tokenizer import Tokenizer
 from pretrain.model.view import ModelView
 
@@ -43,10 +45,13 @@ class _Judged:
 class InTraining:
     """Evaluates a ModelView; see pretrain.model.view."""
 
-    def __init__(self, config: EvaluateConfig) -> None:
-        """List the datasets. Raises DataError where one is not there, ConfigError where its task
-        cannot be done while training.
+    def __init__(self, config: EvaluateConfig, probe_folder: Path | None = None) -> None:
+        """List the datasets; with a `probe_folder` rank 0 writes there where images lie.
+
+        Raises DataError where a dataset is not there, ConfigError where its task cannot be done
+        while training.
         """
+        self._probe_folder = probe_folder
         self._batch = config.batch_size
         datasets, _ = load_datasets(config)
         for section, dataset in datasets:
@@ -67,6 +72,7 @@ class InTraining:
             image_nD, text_uD = self._features(view, judged, token_uL)
             similarity = view.similarity
             embedded_nD = similarity.embed_image(image_nD)
+            self._write_probe(view, dataset, embedded_nD)
             metrics: Sequence[Metric]
             if dataset.prompts is not None:
                 parts = torch.split(text_uD[of_text_m], _prompts_a_class(dataset))
@@ -79,6 +85,19 @@ class InTraining:
                 metrics = recalls(scores, test.image_of_caption_m)
             found |= {f"{dataset.name}/{metric.name}": metric.value for metric in metrics}
         return found
+
+    def _write_probe(
+        self, view: ModelView, dataset: EvaluationDataset, embedded_nD: Tensor
+    ) -> None:
+        if self._probe_folder is None:
+            return
+        error = None
+        if view.group.rank == 0:
+            try:
+                write_probe(self._probe_folder, dataset, embedded_nD, view.samples_seen)
+            except OSError as caught:
+                error = caught
+        World(view.group.rank, view.group.size).together(error)
 
     def _features(
         self, view: ModelView, judged: _Judged, token_uL: Tensor
@@ -122,7 +141,8 @@ class InTraining:
     def _pixels(self, view: ModelView, dataset: EvaluationDataset, number: int) -> Tensor:
         size = self._batch
         samples = dataset.test.samples[number * size : (number + 1) * size]
-        transform = image_transform_v2(PreprocessCfg(size=view.image_size), is_train=False)
+        preprocess = open_clip.transform.PreprocessCfg(size=view.image_size)
+        transform = open_clip.transform.image_transform_v2(preprocess, is_train=False)
         resize = transform.transforms[:-2]  # all but ToTensor and Normalize: the model does them
         pixels = torch.zeros((size, 3, view.image_size, view.image_size), dtype=torch.uint8)
         for i, sample in enumerate(samples):

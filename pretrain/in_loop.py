@@ -21,7 +21,7 @@ Evaluate = Callable[[ModelView], dict[str, float]]
 
 
 def evaluate_model(
-    evaluate: Evaluate, engine: Engine, tokenizer: Tokenizer, group: Group
+    evaluate: Evaluate, engine: Engine, tokenizer: Tokenizer, group: Group, samples_seen: int
 ) -> dict[str, float]:
     """Call `evaluate` on the model of an engine; every rank must call it, and gets the same."""
     model = engine.model
@@ -37,7 +37,7 @@ def evaluate_model(
         if name.startswith("similarity.")
     }
     similarity = similarity_of({"pairmill": {"similarity": model.similarity.section(learned)}})
-    view = ModelView(encode, model.image_size, tokenizer, similarity, group)
+    view = ModelView(encode, model.image_size, tokenizer, similarity, group, samples_seen)
     model.eval()
     try:
         with torch.no_grad():

@@ -141,7 +141,9 @@ class Run:
         if not self._interval_ends(section.interval_samples) and not self.is_finished():
             return
         started = time.perf_counter()
-        found = evaluate_model(self.evaluator, parts.engine, parts.tokenizer, parts.group)
+        found = evaluate_model(
+            self.evaluator, parts.engine, parts.tokenizer, parts.group, self.samples_seen
+        )
         seconds = time.perf_counter() - started
         self.meter.started += seconds  # not time of training
         if self.telemetry is not None:

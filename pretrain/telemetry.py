@@ -12,6 +12,7 @@ import math
 import resource
 import sys
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -29,6 +30,22 @@ def peak_memory_bytes() -> int:
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def note_start(folder: Path, *, samples_seen: int, reason: str, num_ranks: int) -> None:
+    """Append to starts.jsonl that training begins at `samples_seen` in this process.
+
+    `reason`: start, resume, or went back (after steps that were not finite). It is what happened,
+    not what the model saw: lines stay when a run goes back to an earlier checkpoint.
+    """
+    row = {
+        "samples_seen": samples_seen,
+        "reason": reason,
+        "ranks": num_ranks,
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    with open(folder / "starts.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
 
 
 class Telemetry:

@@ -34,7 +34,7 @@ from pretrain.run_lock import lock_run
 from pretrain.saving import Saver
 from pretrain.stability import SpikeLog, Stability, drop_spikes_after
 from pretrain.stages import Stages
-from pretrain.telemetry import Telemetry
+from pretrain.telemetry import Telemetry, note_start
 from pretrain.wandb_log import WandbLog, check_wandb
 
 STOPPED_ON_REQUEST = 75  # exit code (EX_TEMPFAIL): worth requeueing
@@ -145,6 +145,8 @@ def open_run(
         telemetry = Telemetry(
             folder, samples_seen=samples_seen, total_samples=stages.num_samples, wandb=wandb
         )
+        reason = "went back" if stability is not None else "resume" if found else "start"
+        note_start(folder, samples_seen=samples_seen, reason=reason, num_ranks=parts.group.size)
         say(describe(parts.stage, parts.data, parts.group.size))
         if section.device_peak_flops is None:
             say(

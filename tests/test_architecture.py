@@ -28,15 +28,16 @@ def sources(package: str) -> list[Path]:
     return found
 
 
+def imports_of(node: ast.AST) -> set[str]:
+    if isinstance(node, ast.Import):
+        return {alias.name for alias in node.names}
+    if isinstance(node, ast.ImportFrom) and node.level == 0:
+        return {node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return set()
+
+
 def imports(path: Path) -> set[str]:
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            names.add(node.module or "")
-            names.update(f"{node.module}.{alias.name}" for alias in node.names)
-    return names
+    return {name for node in ast.walk(ast.parse(path.read_text())) for name in imports_of(node)}
 
 
 def within(name: str, module: str) -> bool:
@@ -69,6 +70,24 @@ def test_one_file_alone_imports_ray_and_one_deepspeed():
             if any(within(name, library) for name in imports(path))
         ]
         assert users == [owner]
+
+
+def test_what_imports_torchvision_comes_behind_what_mends_its_import():
+    """Beside a CPU build of torch open_clip cannot be imported first (pretrain.model)."""
+    for package in ("pretrain", "evaluation", "tools"):
+        for path in sources(package):
+            lines = [
+                (node.lineno, name)
+                for node in ast.parse(path.read_text()).body
+                if isinstance(node, ast.Import | ast.ImportFrom)
+                for name in imports_of(node)
+            ]
+            needs = [
+                n for n, name in lines if name.split(".")[0] in ("open_clip", "timm", "torchvision")
+            ]
+            menders = ("pretrain.model.clip", "pretrain.model.torchvision_ops")
+            mends = [n for n, name in lines if name in menders]
+            assert not needs or (mends and min(mends) < min(needs)), path.relative_to(ROOT)
 
 
 @pytest.mark.parametrize(

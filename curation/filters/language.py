@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -47,12 +48,7 @@ def language(
             )
 
     def judge(samples: pa.Table) -> Judgement:
-        predict = _model(path, digest).predict
-        codes, confidences = [], []
-        for caption in samples["caption"].to_pylist():
-            labels, scores = predict(caption.replace("\n", " "), k=1)
-            codes.append(labels[0].removeprefix(_LABEL) if labels else "")
-            confidences.append(min(float(scores[0]), 1.0) if labels else 0.0)
+        codes, confidences = _likeliest(path, digest, samples["caption"].to_pylist())
         likeliest = pa.array(codes, pa.string())
         confidence = np.array(confidences, np.float32)
         tests = [("uncertain language", confidence < np.float32(min_confidence))]
@@ -63,6 +59,22 @@ def language(
         return Judgement(values, first_reason(len(codes), tests))
 
     return needing((), judge, digest=digest)
+
+
+def likeliest_languages(captions: Sequence[str]) -> tuple[list[str], list[float]]:
+    """Return the code of each caption's likeliest language and its confidence, by lid.176.ftz."""
+    path = _bundled_model()
+    return _likeliest(path, _digest(path), captions)
+
+
+def _likeliest(path: str, digest: str, captions: Sequence[str]) -> tuple[list[str], list[float]]:
+    predict = _model(path, digest).predict
+    codes, confidences = [], []
+    for caption in captions:
+        labels, scores = predict(caption.replace("\n", " "), k=1)
+        codes.append(labels[0].removeprefix(_LABEL) if labels else "")
+        confidences.append(min(float(scores[0]), 1.0) if labels else 0.0)
+    return codes, confidences
 
 
 def _bundled_model() -> str:

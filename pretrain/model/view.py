@@ -29,3 +29,4 @@ class ModelView:
     tokenizer: Tokenizer
     similarity: Similarity
     group: Group
+    samples_seen: int = 0  # of finished steps

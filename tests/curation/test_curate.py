@@ -54,6 +54,11 @@ def test_every_sample_is_kept_dropped_or_unreadable_and_the_report_says_so(finis
                 : sample["image_size"]
             ]
             assert data.startswith(b"\x89PNG")
+    # A pool smaller than the sample is in it whole; order and outcome come from the uid alone.
+    found = Counter(outcome for _, outcome, _ in content["caption_sample"])
+    assert found == {**content["dropped"], "kept": content["num_kept"]}
+    assert sum(content["languages"]["before"].values()) == 240
+    assert sum(content["languages"]["after"].values()) == content["num_kept"]
     assert "kept" in report.text()
     assert "240" in report.text()
 

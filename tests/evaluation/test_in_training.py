@@ -1,5 +1,8 @@
 """What is judged while training is what `pairmill evaluate` says of the same weights."""
 
+import json
+
+import numpy as np
 import pytest
 import torch
 
@@ -39,10 +42,16 @@ def test_zero_shot_and_retrieval_while_training_are_those_of_the_suite(run_folde
             pixels = (image_b3HW.float() / 255 - mean) / std
             return clip.encode_image(pixels), clip.encode_text(token_bL)
 
-    view = ModelView(encode, 16, Tokenizer.load(folder), load_similarity(folder), Solo())
-    judge = InTraining(config)
+    view = ModelView(encode, 16, Tokenizer.load(folder), load_similarity(folder), Solo(), 320)
+    judge = InTraining(config, tmp_path / "probe")
     found = judge(view)
     assert {"colors/top1", "pictures/t2i_recall@1", "pictures/i2t_recall@5"} <= found.keys()
     assert found.keys() <= expected.keys()
     assert found == {name: pytest.approx(expected[name], abs=1e-9) for name in found}
     assert judge(view) == found  # from the pictures that were kept
+    for dataset in ("colors", "pictures"):
+        images = json.loads((tmp_path / f"probe/{dataset}/images.json").read_text())
+        probe_pD = np.load(tmp_path / f"probe/{dataset}/samples-000000000320.npy")
+        assert len(probe_pD) == len(images["keys"]) == len(images["labels"]) > 1
+        assert np.allclose(np.linalg.norm(probe_pD, axis=1), 1)
+        assert all(images["labels"])

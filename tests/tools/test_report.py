@@ -1,6 +1,7 @@
 """The HTML report: what it says, and that nothing foreign can speak for it."""
 
 import base64
+import hashlib
 import io
 import json
 from html.parser import HTMLParser
@@ -13,139 +14,25 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from configs.errors import DataError, UsageError
+from tests.tools.report_folder import HOSTILE, make_folder, make_long_run, png
 from tools.report import build_report, report_on
 from tools.report.charts import Axis, Series, histogram, line_chart, short_number
 from tools.report.html import element, text
+from tools.report.maps import principal_axes, share_shown
 from tools.report.pictures import MAX_SIDE_PIXELS, small_data_uri
+from tools.report.runs import read_run
 from tools.report.scorecard import metric_label, percent
-from tools.report.sources import read_run
-
-HOSTILE = (
-    "</figcaption><script>alert(1)</script><img src=http://evil/x.png onerror=a> {c} %s \u202e"
-)
-
-
-def png(color=0, size=(20, 20)) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("L", size, color).save(buffer, format="PNG")
-    return buffer.getvalue()
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """A dataset of six samples, a run of three steps, results of a model and the baseline."""
-    picture = png(7)
-    (tmp_path / "00000.tar").write_bytes(b"x" * 100 + picture)
-    sample = {"shard": str(tmp_path / "00000.tar"), "uid": "00", "key": "0", "image_ext": "png"}
-    sample |= {"image_offset": 100, "image_size": len(picture), "width": 20, "height": 20}
-    nowhere = sample | {"image_offset": None, "image_size": None, "key": "9"}
-    words = {"num_words": 9, "num_distinct": 3, "top": [["a", 5], [HOSTILE, 3]]}
-    words["curve"] = [[1, 5], [2, 3], [3, 1]]
-    report = {
-        "version": 1,
-        "name": "tiny",
-        "seed": 0,
-        "config_digest": "ab",
-        "created_by": "pairmill 0",
-        "num_read": 6,
-        "num_kept": 3,
-        "num_dropped": 2,
-        "num_unreadable": 1,
-        "dropped": {"caption_length/too few words": 2},
-        "unreadable": {"no image": 1},
-        "funnel": [
-            {"rule": "read", "remaining": 5, "dropped": {"no image": 1}},
-            {"rule": "caption_length", "remaining": 3, "dropped": {"too few words": 2}},
-        ],
-        "sources": {
-            HOSTILE: {
-                "num_read": 6,
-                "num_kept": 3,
-                "num_unreadable": 1,
-                "dropped": {"caption_length": 2},
-                "weight": 0.5,
-                "cap": 9,
-            }
-        },
-        "words": {"before": words, "after": words},
-        "entries": None,
-        "histograms": {
-            "caption_words": {"edges": [0, 1, 2], "before": [0, 2, 4], "after": [0, 1, 3]}
-        },
-        "samples": {
-            "kept": [sample | {"caption": HOSTILE}],
-            "caption_length/too few words": [sample | {"caption": "short", "key": "2"}],
-            "no image": [nowhere | {"caption": None}],
-        },
-        "duplicates": {
-            "dedup": {
-                "num_dropped": 12,
-                "groups": [
-                    {
-                        "best": sample | {"caption": HOSTILE, "outcome": HOSTILE},
-                        "num_dropped": 11,
-                        "dropped": [sample | {"caption": HOSTILE, "key": "3"}],
-                    }
-                ],
-            }
-        },
-        "captions": {
-            "caption_count": [{"caption": HOSTILE, "count": 7, "outcomes": {HOSTILE: 4, "kept": 3}}]
-        },
-        "shards": {"num_read": 1, "num_bytes": 1, "damaged": [], "quarantined": []},
-    }
-    report["shards"]["damaged"] = [{"shard": "1.tar", "why": "short block"}]
-    (tmp_path / "dataset").mkdir()
-    (tmp_path / "dataset/report.json").write_text(json.dumps(report))
-    (tmp_path / "pretrain").mkdir()
-    steps = [
-        {"step": n, "samples_seen": 100 * n, "loss": 3.0 / n, "samples_per_second": 50 + n}
-        for n in (1, 2, 3)
-    ]
-    steps[1]["loss"] = float("nan")
-    lines = [json.dumps(step | {"seconds": 2.0}) for step in steps]
-    (tmp_path / "pretrain/metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 4, "sam')
-    write_results(tmp_path / "results", picture)
-    return tmp_path
-
-
-def write_results(folder: Path, picture: bytes) -> None:
-    folder.mkdir()
-    row = {
-        "checkpoint": "runs/x",
-        "checkpoint_digest": "cc",
-        "samples_seen": 300,
-        "dataset": "letters",
-        "method": "zero_shot",
-        "metric": "top1",
-        "value": 0.59,
-        "interval": [0.55, 0.63],
-        "chance": 0.02,
-        "n": 364,
-        "seed": 0,
-        "metric_definition": "share of images",
-        "prompt_digest": "p",
-        "data_digest": "d",
-        "config_digest": "e",
-        "version": "0",
-        "seconds": 1.0,
-    }
-    baseline = row | {"checkpoint": "pixel-1nn", "value": 0.175, "interval": [0.15, 0.2]}
-    (folder / "results.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(baseline) + "\n")
-    image = {"key": "1", "png": base64.b64encode(picture).decode()}
-    broken = {"key": "2", "png": 'not base64 "><script>'}
-    found = [{**image, "score": 0.9, "right": True}, {**broken, "score": 0.5, "right": False}]
-    answers = [{"text": HOSTILE, "score": 0.8, "right": True}]
-    example = {"checkpoint": "runs/x", "dataset": "unseen", "task": "retrieval"}
-    example["text_to_image"] = [{"text": HOSTILE, "images": found}]
-    example["image_to_text"] = [{"image": image, "own_texts": [HOSTILE], "texts": answers}]
-    (folder / "examples.json").write_text(json.dumps([example]))
+    return make_folder(tmp_path)
 
 
 class Page(HTMLParser):
     """Collects what a browser would see, and checks that every tag is closed in its place."""
 
-    VOID = frozenset({"img", "meta", "br", "hr"})
+    VOID = frozenset({"img", "meta", "br", "hr", "input"})
 
     def __init__(self, content: str) -> None:
         super().__init__()
@@ -176,7 +63,7 @@ def page_of(folder: Path) -> Page:
 
 def test_a_hostile_caption_is_shown_as_text_and_adds_no_tag(folder):
     page = page_of(folder)
-    assert "script" not in page.tags
+    assert page.tags.count("script") == 1  # the search box's
     assert HOSTILE in page.said
     assert not [name for name, _ in page.attributes if name.startswith("on")]
 
@@ -188,7 +75,11 @@ def test_the_page_loads_nothing_from_anywhere(folder):
     assert sources
     assert all(value.startswith("data:image/") for value in sources)
     policies = [v for name, v in page.attributes if name == "content" and "default-src" in v]
-    assert policies == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
+    script = (Path(__file__).resolve().parents[2] / "tools/report/search.js").read_text()
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    allowed = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src "
+    assert policies == [f"{allowed}'sha256-{digest}'"]
+    assert script in page.said
     style = (Path(__file__).resolve().parents[2] / "tools/report/page.css").read_text()
     assert "url(" not in style
     assert "@import" not in style
@@ -310,7 +201,7 @@ def test_any_text_survives_escaping_or_becomes_a_replacement(value):
 def test_html_is_not_escaped_twice():
     assert element("b", element("i", "a & b")) == "<b><i>a &amp; b</i></b>"
     assert text(text("<")) == "&lt;"
-    assert element("input", disabled=True, checked=False, value=None) == "<input disabled></input>"
+    assert element("input", disabled=True, checked=False, value=None) == "<input disabled>"
 
 
 def test_a_straight_line_on_log_axes_is_straight():
@@ -342,8 +233,9 @@ def test_any_points_make_a_chart_that_stays_in_its_frame(points, log_x, log_y):
 def test_a_long_run_is_thinned_and_keeps_its_last_point():
     points = [(float(n), float(n)) for n in range(10_001)]
     chart = line_chart("t", [Series("s", points)], Axis("x"), Axis("y"))
-    assert chart.count('class="dot') <= 242
-    assert "x 10,000, y 10,000" in chart
+    assert chart.count('class="dot') <= 97
+    assert "to 10,000, y" in chart
+    assert "10,001 rows, drawn as the least and largest" in chart
 
 
 def test_a_histogram_says_the_counts_of_each_used_bin():
@@ -372,3 +264,79 @@ def test_numbers_are_written_for_people():
     assert [percent(v) for v in (0.0, 0.0005, 0.5)] == ["0.0\u00a0%", "0.05\u00a0%", "50.0\u00a0%"]
     assert metric_label("t2i_recall@10") == "text to image R@10"
     assert metric_label("something_new") == "something_new"
+
+
+def test_a_spike_of_one_row_in_a_hundred_thousand_is_drawn(tmp_path):
+    points = [(float(n), 1.0) for n in range(100_000)]
+    points[31_415] = (31_415.0, 9.0)
+    chart = line_chart("t", [Series("s", points)], Axis("x"), Axis("y", starts_at_zero=True))
+    heights = [
+        float(pair.split(",")[1]) for pair in chart.split('points="')[1].split('"')[0].split()
+    ]
+    assert sum(height < 50 for height in heights) == 1  # of a plot that is 230 high
+    assert len(heights) <= 4 * 384
+    assert "y 1 to 9 (" in chart
+
+
+def test_what_happened_on_the_way_is_marked(tmp_path):
+    run = make_long_run(tmp_path / "run", 400)
+    said = Page(build_report(runs=[run], output=tmp_path / "r.html", title="r").read_text()).said
+    assert "run: stage 1 begins" in said
+    assert any(words.startswith("run: 1 steps skipped before 26,112") for words in said)
+    assert any(words.startswith("run: resume at 51,200 samples, 2 ranks") for words in said)
+    assert any(words.startswith("run: went back at 76,800 samples") for words in said)
+    for title in (
+        "Logit scale",
+        "Peak memory of rank 0",
+        "Zero-shot top-1 accuracy while training",
+    ):
+        assert title in said
+    assert " clipped since the row before" in said
+    assert said.count("the axes show ") == 0
+    assert sum("of the variance" in words for words in said) == 6  # of ten evaluations
+
+
+def test_the_map_keeps_its_axes_so_that_what_stays_stays():
+    rng = np.random.default_rng(1)
+    last = rng.normal(size=(50, 6)) * [9, 4, 1, 1, 1, 1]
+    mean, axes = principal_axes(last)
+    assert np.allclose(axes @ axes.T, np.eye(2))
+    assert np.abs(axes[0, 0]) > 0.9
+    assert np.abs(axes[1, 1]) > 0.9
+    spread = ((last - mean) @ axes.T).var(axis=0)
+    assert spread[0] > spread[1] > 1
+    whole = ((last - mean) ** 2).sum() / 50
+    assert share_shown(last, axes) == pytest.approx(spread.sum() / whole)
+    assert share_shown(np.ones((5, 6)), axes) == 0  # all in one place
+
+
+@pytest.mark.parametrize("content", ["{}", '{"labels": ["a"]}', "\x00"])
+def test_a_probe_set_that_is_not_one_is_a_clear_error(tmp_path, content):
+    run = make_long_run(tmp_path / "run", 5)
+    (run / "probe/letters/images.json").write_text(content)
+    with pytest.raises(DataError, match=r"probe.letters is not a probe set"):
+        read_run(run)
+
+
+def test_two_runs_and_two_datasets_stand_beside_each_other(folder):
+    (folder / "b").mkdir()
+    (folder / "b/dataset").mkdir()
+    report = json.loads((folder / "dataset/report.json").read_text())
+    (folder / "b/dataset/report.json").write_text(json.dumps(report | {"name": "other"}))
+    make_long_run(folder / "b/run", 5)
+    make_long_run(folder / "c/run", 6)
+    folders = [folder / "dataset", folder / "b", folder / "c"]
+    said = Page(report_on(folders, folder / "both.html").read_text(encoding="utf-8")).said
+    assert "Datasets beside each other" in said
+    assert "1 to below 2" not in said
+    assert "2 and above" in said  # the median of the captions' words
+    assert "What their configurations differ in" in said
+    start = said.index("What their configurations differ in")
+    assert said[start + 1 : start + 8] == ["key", "b/run", "c/run", "samples", "5", "6", "Loss"]
+
+
+def test_languages_and_the_sample_of_captions_are_on_the_page(folder):
+    said = page_of(folder).said
+    assert "Languages of the captions, before and after" in said
+    assert "Search a sample of 3 captions, kept and dropped, chosen by hash" in said
+    assert {"Ein rotes Haus", "80.0\u00a0%", "100.0\u00a0%"} <= set(said)

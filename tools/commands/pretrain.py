@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -88,4 +89,5 @@ def _evaluator(config: PretrainConfig) -> Evaluate | None:
     from evaluation.config import EvaluateConfig
     from evaluation.in_training import InTraining
 
-    return InTraining(load_config(config.evaluation.suite, EvaluateConfig))
+    suite = load_config(config.evaluation.suite, EvaluateConfig)
+    return InTraining(suite, Path(config.output) / "probe")

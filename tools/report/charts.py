@@ -1,21 +1,21 @@
 """Line charts and histograms as inline SVG: no script, colours from the page's CSS.
 
 Series differ by colour and by dashes; every point says its numbers under the pointer (a `<title>`).
+A long series is drawn as the least and the largest of each pixel column (thinning.py), and says so.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from tools.report.html import Html, element, join
+from tools.report.thinning import NUM_COLUMNS, Hover, Point, thin
 
 WIDTH, HEIGHT = 460, 290
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 12, 48
-MAX_POINTS = 240
 NUM_STYLES = 6
-Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,24 @@ class Series:
     name: str
     points: Sequence[Point]
     bounds: Sequence[Point] = ()  # (low, high) of each point: drawn as whiskers
+    flagged: Mapping[Point, str] = field(default_factory=dict)  # drawn as rings; why
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Something that happened at one place of the x axis: drawn as an upright line."""
+
+    x: float
+    kind: str  # one of MARKS
+    said: str
+
+
+MARKS = {
+    "stage": "stage begins",
+    "restart": "restart",
+    "skipped": "steps skipped",
+    "back": "went back",
+}
 
 
 @dataclass(frozen=True)
@@ -68,10 +86,12 @@ def short_number(value: float) -> str:
     return f"{value:.3g}"
 
 
-def line_chart(title: str, series: Sequence[Series], x: Axis, y: Axis) -> Html:
+def line_chart(
+    title: str, series: Sequence[Series], x: Axis, y: Axis, marks: Sequence[Mark] = ()
+) -> Html:
     """Return a figure with one line a series; says so where there is nothing to draw."""
     drawn = [
-        Series(s.name, _thin(_drawable(s.points, x, y)) if not s.bounds else s.points, s.bounds)
+        s if s.bounds else Series(s.name, _drawable(s.points, x, y), flagged=s.flagged)
         for s in series
     ]
     points = [point for s in drawn for point in s.points]
@@ -80,24 +100,81 @@ def line_chart(title: str, series: Sequence[Series], x: Axis, y: Axis) -> Html:
     heights = [p[1] for p in points] + [end for s in drawn for pair in s.bounds for end in pair]
     x_scale = _scale([p[0] for p in points], x, _LEFT, WIDTH - _RIGHT)
     y_scale = _scale(heights, y, HEIGHT - _BOTTOM, _TOP)
-    lines = []
+    lines, longest = [], 0
     for number, s in enumerate(drawn):
-        places = [(x_scale(a), y_scale(b)) for a, b in s.points]
-        path = " ".join(f"{a},{b}" for a, b in places)
-        lines.append(element("polyline", points=path, class_=f"line s{number % NUM_STYLES}"))
         # Whiskers of neighbours side by side, not on top of each other.
         aside = 3.0 * (number - (len(drawn) - 1) / 2)
-        for (low, high), (at_x, _) in zip(s.bounds, places, strict=False):
-            ends = {"x1": at_x + aside, "x2": at_x + aside, "y1": y_scale(low), "y2": y_scale(high)}
+        for (low, high), (at, _) in zip(s.bounds, s.points, strict=False):
+            ends = {"x1": x_scale(at) + aside, "x2": x_scale(at) + aside}
+            ends |= {"y1": y_scale(low), "y2": y_scale(high)}
             lines.append(element("line", **ends, class_=f"bound s{number % NUM_STYLES}"))
-        for (a, b), (at_x, at_y) in zip(s.points, places, strict=True):
-            said = f"{s.name}: {x.title} {a:,.6g}, {y.title} {b:,.6g}"
-            dot = element("circle", cx=at_x, cy=at_y, r=2.5)
-            hit = element("circle", cx=at_x, cy=at_y, r=7, class_="hit")
-            kind = f"dot s{number % NUM_STYLES}"
-            lines.append(element("g", element("title", said), dot, hit, class_=kind))
+        thinned = thin(s.points, x_scale, _LEFT, s.flagged)
+        longest = max(longest, len(s.points) if thinned.is_thinned else 0)
+        path = " ".join(f"{x_scale(a)},{y_scale(b)}" for a, b in thinned.line)
+        lines.append(element("polyline", points=path, class_=f"line s{number % NUM_STYLES}"))
+        for hover in thinned.hovers:
+            lines.append(_dot(s, hover, x, y, x_scale, y_scale, number))
     axes = _axes(x, y, x_scale, y_scale)
-    return _figure(title, [_svg(title, [*axes, *lines])], [s.name for s in drawn])
+    shown = [_mark(mark, x_scale) for mark in marks if x_scale.low <= mark.x <= x_scale.high]
+    kinds = [kind for kind in MARKS if any(mark.kind == kind for mark in marks)]
+    flags = sorted({why for s in drawn for why in s.flagged.values()})
+    notes = [_mark_key(kind) for kind in kinds] + [_flag_key(why) for why in flags]
+    if longest:
+        said = f"{longest:,} rows, drawn as the least and largest of each of {NUM_COLUMNS} columns"
+        notes.append(element("span", said, class_="key"))
+    return _figure(
+        title,
+        [_svg(title, [*axes, *shown, *lines])],
+        [s.name for s in drawn],
+        note=element("p", join(notes), class_="legend") if notes else None,
+    )
+
+
+def _dot(
+    s: Series,
+    hover: Hover,
+    x: Axis,
+    y: Axis,
+    x_scale: _Scale,
+    y_scale: _Scale,
+    number: int,
+) -> Html:
+    """Return what can be pointed at, with its numbers; a ring where it is flagged."""
+    flag = hover.flag
+    if hover.count == 1:
+        said = f"{s.name}: {x.title} {hover.at[0]:,.6g}, {y.title} {hover.low:,.6g}"
+    else:
+        said = (
+            f"{s.name}: {x.title} {hover.first_x:,.6g} to {hover.at[0]:,.6g}, {y.title} "
+            f"{hover.low:,.6g} to {hover.high:,.6g} ({hover.count:,} rows)"
+        )
+    at_x, at_y = x_scale(hover.at[0]), y_scale(hover.at[1])
+    dot = element("circle", cx=at_x, cy=at_y, r=2.5)
+    # Neighbours of a long series are 4 apart: a larger one would lie over the next.
+    hit = element("circle", cx=at_x, cy=at_y, r=7 if hover.count == 1 else 2, class_="hit")
+    title = element("title", f"{said}; {flag}" if flag else said)
+    style = f"dot s{number % NUM_STYLES}{' flagged' if flag else ''}"
+    return element("g", title, dot, hit, class_=style)
+
+
+def _mark(mark: Mark, x_scale: _Scale) -> Html:
+    at = x_scale(mark.x)
+    line = element("line", x1=at, x2=at, y1=_TOP, y2=HEIGHT - _BOTTOM)
+    hit = element("rect", x=at - 4, y=_TOP, width=8, height=10)
+    return element("g", element("title", mark.said), line, hit, class_=f"event e-{mark.kind}")
+
+
+def _mark_key(kind: str) -> Html:
+    line = element("line", x1=4, x2=4, y1=0, y2=14)
+    swatch = element("svg", element("g", line, class_=f"event e-{kind}"), viewBox="0 0 8 14",
+                     width=8, height=14, aria_hidden="true")  # fmt: skip
+    return element("span", swatch, " ", MARKS[kind], class_="key")
+
+
+def _flag_key(why: str) -> Html:
+    ring = element("g", element("circle", cx=6, cy=6, r=2.5), class_="dot s1 flagged")
+    swatch = element("svg", ring, viewBox="0 0 12 12", width=12, height=12, aria_hidden="true")
+    return element("span", swatch, " ", why, class_="key")
 
 
 def histogram(
@@ -105,7 +182,8 @@ def histogram(
 ) -> Html:
     """Return a figure with the counts of each bin, those after in front of those before.
 
-    Bin i holds edges[i] <= value < edges[i + 1], the last one all above. Bins have one width.
+    Bin i holds edges[i] <= value < edges[i + 1], the last one all above. Bins are drawn equally
+    wide, whatever they hold.
     """
     used = [i for i, count in enumerate(before) if count]
     if not used:
@@ -167,12 +245,6 @@ def _drawable(points: Sequence[Point], x: Axis, y: Axis) -> list[Point]:
         and (a > 0 or not x.is_log)
         and (b > 0 or not y.is_log)
     ]
-
-
-def _thin(points: list[Point]) -> list[Point]:
-    """Keep every n-th point and the last: a long run has more of them than a screen has pixels."""
-    every = math.ceil(len(points) / MAX_POINTS)
-    return points if every <= 1 else [*points[:-1:every], points[-1]]
 
 
 def _scale(values: Sequence[float], axis: Axis, start: float, end: float) -> _Scale:
@@ -252,7 +324,12 @@ def _svg(title: str, parts: Sequence[Html]) -> Html:
 
 
 def _figure(
-    title: str, content: Sequence[Html], names: Sequence[str], *, is_filled: bool = False
+    title: str,
+    content: Sequence[Html],
+    names: Sequence[str],
+    *,
+    is_filled: bool = False,
+    note: Html | None = None,
 ) -> Html:
     keys = []
     for number, name in enumerate(names):
@@ -265,4 +342,4 @@ def _figure(
         swatch = element("svg", mark, viewBox="0 0 26 12", width=26, height=12, aria_hidden="true")
         keys.append(element("span", swatch, " ", name, class_="key"))
     legend = element("p", join(keys), class_="legend") if len(names) > 1 else None
-    return element("figure", element("figcaption", title), legend, *content, class_="plot")
+    return element("figure", element("figcaption", title), legend, *content, note, class_="plot")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tools.report.captions import language_parts, search_part
 from tools.report.charts import Axis, Series, histogram, line_chart
 from tools.report.html import Html, details, element, join, table
 from tools.report.pictures import sample_picture
@@ -15,6 +16,7 @@ _KEPT = "kept"
 _HISTOGRAM_TITLES = {
     "image_shorter_side": ("Shorter side of the images", "pixels"),
     "image_longer_side": ("Longer side of the images", "pixels"),
+    "image_aspect": ("Aspect ratio of the images", "width / height"),
     "caption_words": ("Length of the captions in words", "words"),
     "caption_characters": ("Length of the captions in characters", "characters"),
 }
@@ -34,6 +36,8 @@ def dataset_section(dataset: Dataset, heading: str) -> Html:
         _frequencies(report),
         *_captions(report),
         *_duplicates(report),
+        *language_parts(report),
+        search_part(report),
         element("h3", "Sizes before and after"),
         _histograms(report),
         element("h3", "Samples, kept and dropped"),
@@ -243,10 +247,11 @@ def _duplicates(report: CurationReport) -> list[Html]:
             said = f"{group.num_dropped:,} went for the first one"
             said += "" if outcome == _KEPT else f", which is out itself: {outcome}"
             cards = [_card(sample) for sample in (group.best, *group.dropped)]
-            groups += [element("p", said), element("div", *cards, class_="sheet")]
+            sheet = element("div", *cards, class_="group-cards")
+            groups.append(element("div", sheet, element("p", said), class_="group"))
         if groups:
             title = f"{label}: {found.num_dropped:,} dropped, {len(found.groups)} groups shown"
-            parts.append(details(title, *groups, is_open=True))
+            parts.append(details(title, element("div", *groups, class_="groups"), is_open=True))
     return [element("h3", "Duplicates"), *parts] if parts else []
 
 
@@ -283,7 +288,7 @@ def _card(sample: SampleReference) -> Html:
     if uri is None:
         picture = element("div", "picture not readable", class_="missing")
     else:
-        picture = element("img", src=uri, alt=f"picture of sample {sample.key}", loading="lazy")
+        picture = element("img", src=uri, alt=f"picture of sample {sample.key}", decoding="async")
     size = f"{sample.width} × {sample.height}" if sample.width and sample.height else ""
     return element(
         "figure",

@@ -9,7 +9,9 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable
 
-_VOID = frozenset({"img", "meta", "br", "hr", "line", "rect", "circle", "polyline", "path"})
+_VOID = frozenset(
+    {"img", "meta", "br", "hr", "line", "rect", "circle", "polyline", "path", "input"}
+)
 
 
 class Html(str):
@@ -48,7 +50,7 @@ def element(name: str, /, *children: object, **attributes: object) -> Html:
     return Html(f"<{' '.join(written)}>{join(children)}</{name}>")
 
 
-_HTML_VOID = frozenset({"img", "meta", "br", "hr"})
+_HTML_VOID = frozenset({"img", "meta", "br", "hr", "input"})
 
 
 def join(parts: Iterable[object]) -> Html:
@@ -61,7 +63,7 @@ def table(header: Iterable[object], rows: Iterable[Iterable[object]], *, caption
 
     It scrolls sideways on its own where the screen is narrow.
     """
-    head = element("tr", *(element("th", cell, scope="col") for cell in header))
+    head = element("tr", *(_header(cell) for cell in header))
     body = []
     for row in rows:
         first, *others = row
@@ -71,6 +73,10 @@ def table(header: Iterable[object], rows: Iterable[Iterable[object]], *, caption
         "table", element("caption", caption), element("thead", head), element("tbody", *body)
     )
     return element("div", content, class_="scroll", tabindex="0", role="region", aria_label=caption)
+
+
+def _header(cell: object) -> Html:
+    return element("th", cell, scope="col") if cell else element("td")
 
 
 def details(summary: object, *children: object, is_open: bool = False) -> Html:

@@ -1,11 +1,14 @@
 """The page: what is found is read, each part gets its section, and one file is published.
 
-Nothing on it needs a network, a script or a second file; the content policy in its head forbids
-all three, whatever a caption says.
+Nothing on it needs a network or a second file. The content policy in its head forbids to load
+anything, and every script but the one of the search box (search.js), which it names by digest,
+whatever a caption says.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,20 +16,20 @@ from configs.publish import publish_text
 from evaluation.result import BASELINE
 from tools.report.curation import dataset_section
 from tools.report.html import Html, element, join
+from tools.report.runs import Run, read_run
 from tools.report.scorecard import metric_label, percent, scorecard_section
+from tools.report.side_by_side import datasets_section
 from tools.report.sources import (
     Dataset,
-    Run,
     Scorecard,
     find,
     read_dataset,
-    read_run,
     read_scorecard,
 )
 from tools.report.training import training_section
 
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _STYLE = Path(__file__).with_name("page.css")
+_SCRIPT = Path(__file__).with_name("search.js")
 MAX_HEADLINES = 4
 
 
@@ -66,17 +69,19 @@ def _page(
     title: str, datasets: Sequence[Dataset], runs: Sequence[Run], scorecard: Scorecard
 ) -> Html:
     many = len(datasets) > 1
-    sections = [
+    sections = [datasets_section(datasets)] if many else []
+    sections += [
         dataset_section(d, f"Dataset: {d.report.name}" if many else "Dataset") for d in datasets
     ]
     if runs:
         sections.append(training_section(runs))
     if scorecard.results:
         sections.append(scorecard_section(scorecard))
+    script = _SCRIPT.read_text(encoding="utf-8")
     head = element(
         "head",
         element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+        element("meta", http_equiv="Content-Security-Policy", content=_policy(script)),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         element("title", f"{title}: pairmill report"),
         element("style", Html(_STYLE.read_text(encoding="utf-8"))),
@@ -88,8 +93,17 @@ def _page(
         _headlines(datasets, runs, scorecard),
     )
     footer = element("footer", *(element("p", line) for line in _provenance(datasets, scorecard)))
-    body = element("body", header, element("main", *sections), footer)
+    body = element(
+        "body", header, element("main", *sections), footer, element("script", Html(script))
+    )
     return join([Html("<!doctype html>\n"), element("html", head, body, lang="en"), Html("\n")])
+
+
+def _policy(script: str) -> str:
+    """Return the content policy: pictures and styles of the page itself, this one script."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    loads = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    return f"{loads}; script-src 'sha256-{digest}'"
 
 
 def _headlines(

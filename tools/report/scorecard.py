@@ -157,7 +157,7 @@ def _picture(image: ShownImage, alt: str) -> Html:
     uri = decoded_png(image.png)
     if uri is None:
         return element("div", "picture not readable", class_="missing")
-    return element("img", src=uri, alt=alt, loading="lazy")
+    return element("img", src=uri, alt=alt, decoding="async")
 
 
 def _mark(right: bool) -> Html:

@@ -1,9 +1,10 @@
-"""Find and read what the page is about: curated datasets, runs and results (docs/formats.md)."""
+"""Find and read what the page is about: curated datasets and results (docs/formats.md).
+
+runs.py reads runs.
+"""
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +98,7 @@ class SourceTotals(_Read):
 class Histogram(_Read):
     """Counts a bin: edges[i] <= value < edges[i + 1]."""
 
-    edges: list[int]
+    edges: list[int | float]
     before: list[int]
     after: list[int]
 
@@ -143,6 +144,14 @@ class FrequentCaption(_Read):
     outcomes: dict[str, int]
 
 
+class Languages(_Read):
+    """The languages of the sampled captions: code -> captions."""
+
+    min_confidence: float
+    before: dict[str, int]
+    after: dict[str, int]
+
+
 class TroubledShard(_Read):
     """A shard that could not be read whole."""
 
@@ -180,6 +189,8 @@ class CurationReport(_Read):
     samples: dict[str, list[SampleReference]]
     duplicates: dict[str, Duplicates] = {}
     captions: dict[str, list[FrequentCaption]] = {}
+    languages: Languages | None = None
+    caption_sample: list[tuple[str, str, str]] = []  # caption, outcome, language
     shards: ShardTotals
 
 
@@ -240,16 +251,6 @@ class Dataset:
 
 
 @dataclass(frozen=True)
-class Run:
-    """A pretraining run: one row of numbers a logged step."""
-
-    folder: Path
-    rows: Sequence[dict[str, float]]
-    num_broken_lines: int
-    config: str | None
-
-
-@dataclass(frozen=True)
 class Scorecard:
     """Results and their examples."""
 
@@ -289,28 +290,7 @@ def find(folders: Iterable[Path]) -> tuple[list[Path], list[Path], list[Path]]:
 def read_dataset(folder: Path) -> Dataset:
     """Read the curation report of a dataset folder."""
     report = _validated(folder / DATASET_FILE, TypeAdapter(CurationReport), "curation report")
-    return Dataset(folder, report, _text(folder / "config.yaml"))
-
-
-def read_run(folder: Path) -> Run:
-    """Read the metrics of a run; lines that a kill cut are counted, not read."""
-    rows, num_broken = [], 0
-    path = folder / RUN_FILE
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error}.") from None
-    for line in text.removesuffix("\n").split("\n") if text else ():
-        try:
-            content = json.loads(line)
-            row = {key: float(v) for key, v in content.items() if isinstance(v, int | float)}
-            if not math.isfinite(row["samples_seen"]):
-                raise ValueError
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
-            num_broken += 1
-        else:
-            rows.append(row)
-    return Run(folder, rows, num_broken, _text(folder / "config.yaml"))
+    return Dataset(folder, report, text_of(folder / "config.yaml"))
 
 
 def read_scorecard(folders: Iterable[Path]) -> Scorecard:
@@ -330,7 +310,8 @@ def read_scorecard(folders: Iterable[Path]) -> Scorecard:
     return Scorecard(results, examples, details, predictions)
 
 
-def _text(path: Path) -> str | None:
+def text_of(path: Path) -> str | None:
+    """Return the text of a file, None where there is none."""
     return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
 
 
