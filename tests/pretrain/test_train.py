@@ -72,6 +72,19 @@ def test_training_lowers_the_loss_and_one_rank_and_two_end_with_the_same_model(
         torch.testing.assert_close(tensor, weights(two)[name], atol=2e-3, rtol=0)
 
 
+@pytest.mark.soak  # Inductor compiles for half a minute
+def test_compiled_blocks_give_the_losses_of_eager_ones_and_stop_and_go_on(
+    dataset, model_file, tmp_path
+):
+    eager = train(make_config(dataset, model_file, tmp_path / "eager", samples=240))
+    engine = {"compile": True}
+    config = make_config(dataset, model_file, tmp_path / "compiled", samples=240, engine=engine)
+    compiled = train(config, stops=(3, 0))
+    assert weights(eager).keys() == weights(compiled).keys()
+    for row, other in zip(rows(eager), rows(compiled), strict=True):
+        assert other["loss"] == pytest.approx(row["loss"], rel=1e-4)
+
+
 def test_bad_samples_are_counted_and_named_once_over_ranks_and_restarts(model_file, tmp_path):
     good = [(f"{i:03d}", {"png": png(i, 16, i), "txt": b"a red square"}) for i in range(30)]
     bad = [(f"bad{i}", {"png": png(i, 16, i)[:60], "txt": b"a blue square"}) for i in range(2)]
