@@ -35,6 +35,7 @@ from curation.balancing.base import ENTRIES, IntArray, read_counts, sparse_count
 from curation.global_rules import ShardPart, Solution
 from curation.global_rules.base import Place
 from curation.index import read_index_file
+from curation.needed_vectors import VECTORS, with_vectors
 from curation.rules import Phase, Rule, Rules
 from curation.verdicts import KEPT, Verdicts
 from curation.work import DECIDED, WorkFolder, digest_of, publish_table, read_metadata
@@ -245,7 +246,9 @@ def decide(config: CurateConfig, scanned: pa.Table, inputs: str, engine: Engine)
     rules = Rules.of(config)
     after = _EntryCounts(rules.balancer)
     shards = scanned.filter(scanned["quarantined"].is_null()).combine_chunks()
-    digests = shards["index_digest"].to_pylist()
+    shards = with_vectors(shards, rules.vectors, engine)
+    pairs = zip(shards["index_digest"].to_pylist(), shards[VECTORS].to_pylist(), strict=True)
+    digests = [f"{digest} {vectors}" if vectors else digest for digest, vectors in pairs]
     solved: Solved | None = None
     solutions: dict[str, Any] = {}
     for number, phase in enumerate(rules.phases):
@@ -373,6 +376,7 @@ def _place(work: WorkFolder, shards: pa.Table, phase: int, number: int) -> Place
         index=Path(_cell(shards, "index", number)),
         index_digest=_cell(shards, "index_digest", number),
         partial=work.partial(phase, source, shard),
+        vectors=_cell(shards, VECTORS, number),
     )
 
 

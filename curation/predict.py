@@ -31,6 +31,7 @@ from curation.index import digest_of_index, read_index_file, read_index_info
 from curation.rules import Rules
 from curation.scan import InputShard
 from curation.sources import num_bytes_of
+from curation.vectors import read_vectors_info
 from curation.work import SCANNED, WorkFolder
 
 MAX_SAMPLES = 2_000_000
@@ -69,10 +70,13 @@ def _kept_bytes(task: _BytesTask) -> _Bytes:
 
 def predict(config: CurateConfig, shards: Sequence[InputShard]) -> list[str]:
     """Return lines that say what the job would keep, or how to get an index first."""
-    columns = needs_of(rule.build() for rule in Rules.of(config).rules)
-    chosen, num_looked_at = _choose(shards, columns, config.seed)
+    rules = Rules.of(config)
+    columns, vectors = needs_of(rule.build() for rule in rules.rules), rules.vectors
+    chosen, num_looked_at = _choose(shards, columns, vectors, config.seed)
     if not chosen:
         what = f" with the columns {', '.join(columns)}" if columns else ""
+        if vectors:
+            what += f" and the vectors {', '.join(vectors)}, which `pairmill score` makes,"
         which = (
             "none of the shards" if num_looked_at == len(shards) else f"none of {num_looked_at:,}"
         )
@@ -108,7 +112,7 @@ def predict(config: CurateConfig, shards: Sequence[InputShard]) -> list[str]:
 
 
 def _choose(
-    shards: Sequence[InputShard], columns: tuple[str, ...], seed: int
+    shards: Sequence[InputShard], columns: tuple[str, ...], vectors: tuple[str, ...], seed: int
 ) -> tuple[list[dict[str, Any]], int]:
     """Return rows of SCANNED for the shards to predict from, and how many were looked at.
 
@@ -125,19 +129,23 @@ def _choose(
         if num_samples >= MAX_SAMPLES or num_looked_at >= _MAX_LOOKED_AT:
             break
         num_looked_at += 1
-        row = _row(shards[number], columns)
+        row = _row(shards[number], columns, vectors)
         if row is not None:
             chosen[number] = row
             num_samples += row["num_samples"]
     return [chosen[number] for number in sorted(chosen)], num_looked_at
 
 
-def _row(shard: InputShard, columns: tuple[str, ...]) -> dict[str, Any] | None:
-    """Return the row of a shard that has an index of its present state with all the columns."""
+def _row(
+    shard: InputShard, columns: tuple[str, ...], vectors: tuple[str, ...]
+) -> dict[str, Any] | None:
+    """Return the row of a shard with an index of its present state, all the columns and vectors."""
     info = read_index_info(shard.index)
     if info is None or not set(columns) <= set(info.columns):
         return None
     if info.num_bytes != num_bytes_of(shard):
+        return None
+    if any(read_vectors_info(shard.index, name) is None for name in vectors):
         return None
     return {
         "source": shard.source,

@@ -54,18 +54,17 @@ def reference(shard: str, index: pa.Table, row: int) -> dict[str, Any]:
 class RepeatRules:
     """Labels of the rules whose values are looked at."""
 
-    dedup: tuple[str, ...]
+    dedup: tuple[str, ...]  # and semdedup: those that say for whom a sample goes
     caption_count: tuple[str, ...]
 
     @classmethod
     def of(cls, config: CurateConfig) -> RepeatRules:
         """Return those of a job."""
         named = list(zip(config.rule_labels(), config.rules, strict=True))
-        of_name = {
-            name: tuple(label for label, rule in named if rule.name == name)
-            for name in ("dedup", "caption_count")
-        }
-        return cls(**of_name)
+        return cls(
+            dedup=tuple(label for label, rule in named if rule.name in ("dedup", "semdedup")),
+            caption_count=tuple(label for label, rule in named if rule.name == "caption_count"),
+        )
 
     @property
     def columns(self) -> list[str]:

@@ -108,8 +108,14 @@ class Rules:
         return [rule.label for rule in self.rules]
 
     @property
+    def vectors(self) -> tuple[str, ...]:
+        """Names of the vectors that the rules use (vectors.py)."""
+        names = {name for r in self.rules for name in getattr(r.build(), "vectors", ())}
+        return tuple(sorted(names))
+
+    @property
     def digest(self) -> str:
-        """Digest of all that the decisions depend on, beyond indexes and seed."""
+        """Digest of all that the decisions depend on, beyond indexes, vectors and seed."""
         return digest_of(VERSION, [(r.label, r.digest, r.solve_digest) for r in self.rules])
 
 

@@ -154,6 +154,48 @@ def read_vectors(index_path: Path, name: str, *, digest: str | None = None) -> V
     return found
 
 
+@dataclass(frozen=True)
+class FindVectors:
+    """Look for the vectors of one shard."""
+
+    index: Path
+    names: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return str(self.index)
+
+
+@dataclass(frozen=True)
+class FoundVectors:
+    """What vectors a shard has: digests and dimensions by name; both empty for no samples."""
+
+    num_samples: int
+    digests: dict[str, str]
+    dims: dict[str, int]
+
+    @property
+    def text(self) -> str:
+        """NAME=DIGEST of each, by name."""
+        return " ".join(f"{name}={digest}" for name, digest in sorted(self.digests.items()))
+
+
+def find_vectors(task: FindVectors) -> FoundVectors:
+    """Return what vectors a shard has.
+
+    Raises:
+        DataError: some are not there, damaged, or made for another state of the index.
+    """
+    info = read_index_info(task.index)
+    if info is not None and not info.num_samples:
+        return FoundVectors(0, dict.fromkeys(task.names, ""), {})
+    digests, dims = {}, {}
+    for name in task.names:
+        read_vectors(task.index, name)
+        made = _read_info(vectors_path(task.index, name))
+        digests[name], dims[name] = made.digest, made.dim
+    return FoundVectors(info.num_samples if info else 0, digests, dims)
+
+
 def _read_info(path: Path) -> VectorsInfo:
     """Return what stands behind the vectors in a file.
 

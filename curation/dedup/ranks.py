@@ -44,8 +44,17 @@ _POLICIES: dict[str, Callable[[pa.Table], list[bytes]]] = {
 
 def make_ranks(samples: pa.Table, keep: Sequence[Policy]) -> pa.Array:
     """Return the rank of each sample: binary, the smaller the better."""
-    parts = [_POLICIES[policy](samples) for policy in keep]
-    parts.append(samples["uid"].to_pylist())
+    return join_ranks([rank_part(samples, policy) for policy in keep], samples)
+
+
+def rank_part(samples: pa.Table, policy: Policy) -> list[bytes]:
+    """Return what one policy says of each sample: bytes, the smaller the better."""
+    return _POLICIES[policy](samples)
+
+
+def join_ranks(parts: Sequence[list[bytes]], samples: pa.Table) -> pa.Array:
+    """Return the ranks made of the parts, in order, and the uid."""
+    parts = [*parts, samples["uid"].to_pylist()]
     return pa.array(map(b"".join, zip(*parts, strict=True)), pa.binary())
 
 

@@ -34,6 +34,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -41,6 +43,7 @@ from configs.registry import Registry
 from curation.arrow import read_parquet
 from curation.filters.base import Judgement
 from curation.index import read_index_file
+from curation.vectors import read_vectors
 
 KEPT = "kept"
 Result = TypeVar("Result")
@@ -58,6 +61,7 @@ class Place:
     index: Path
     index_digest: str
     partial: Path  # the partial decisions of the phase that ended with `emit`
+    vectors: str = ""  # NAME=DIGEST of those that the rules use (vectors.py)
 
     def __str__(self) -> str:
         return f"{self.source}/{self.shard}"
@@ -93,6 +97,22 @@ class ShardPart:
         """Return `uid` and the named columns that `emit` returned, one row a sample left."""
         table = self._columns(["uid", *(f"{self.label}.{name}" for name in names)])
         return table.rename_columns(["uid", *names]).filter(self.is_left).combine_chunks()
+
+    def values(self, *names: str) -> pa.Table:
+        """Return columns of the decisions by their full names, one row a sample left."""
+        return self._columns(list(names)).filter(self.is_left).combine_chunks()
+
+    def vectors(self, name: str) -> npt.NDArray[np.float16]:
+        """Return the vectors called `name` (one of the rule's `vectors`), a row a sample left.
+
+        A row without a vector is not finite, or zero (vectors.has_vector).
+        """
+        known = dict(item.split("=") for item in self.place.vectors.split())
+        if not known[name]:
+            return np.zeros((0, 0), np.float16)  # the shard has no samples
+        vectors = read_vectors(self.place.index, name, digest=known[name])
+        left: npt.NDArray[np.float16] = vectors[self.is_left.to_numpy(zero_copy_only=False)]
+        return left
 
     def index(self, *names: str) -> pa.Table:
         """Return the named columns of the index, one row a sample left."""
@@ -143,6 +163,9 @@ class GlobalRule(Protocol):
     """A rule that judges each sample by the whole pool. See above; small and picklable or not:
     it is built anew in each worker, once.
     """
+
+    # A rule may have attributes `needs`: columns that the scan must compute (columns.py), and
+    # `vectors`: names of vectors of the samples (vectors.py). Both are sets of names.
 
     @property
     def emit_digest(self) -> str:

@@ -1,0 +1,133 @@
+"""Cosines of float16 vectors, compared exactly, at the speed of float32 matrix products.
+
+The products of two float16 numbers are multiples of 2^-48, so that a dot product of vectors of
+about unit length is exact in float64 in any order of its terms; so is the square of a norm. A
+comparison of cosines is therefore a fact of the two vectors, whatever the BLAS, its threads, the
+block or the order of the rows: float32 decides what is further from the threshold than it can be
+wrong, and float64 the few pairs that are nearer.
+
+Shapes: n rows, m columns, D dimensions. A cosine is dot(a, b) / sqrt(dot(a, a) * dot(b, b)).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Float32Array = npt.NDArray[np.float32]
+Float64Array = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+_ROWS_AT_ONCE = 1024
+_PAIRS_AT_ONCE = 1 << 16
+_ELEMENTS_AT_ONCE = 1 << 24
+
+
+def margin(dim: int) -> float:
+    """Return how wrong a float32 cosine can be: each of D + 8 roundings by 2^-24 of at most 1."""
+    return (dim + 8) * 2.0**-24
+
+
+def unit(vectors: npt.NDArray[Any]) -> Float32Array:
+    """Return the rows divided by their norms, as float32 [n, D]; no row may be zero or NaN."""
+    units = vectors.astype(np.float32)
+    norms = np.sqrt(np.einsum("ij,ij->i", units, units, dtype=np.float64))
+    units /= norms[:, None].astype(np.float32)
+    return units
+
+
+def exact_cosines(a: npt.NDArray[np.float16], b: npt.NDArray[np.float16]) -> Float64Array:
+    """Return the cosine of each row of `a` and the row of `b` at the same place: [n]."""
+    found = np.empty(len(a))
+    for start in range(0, len(a), _PAIRS_AT_ONCE):
+        some = slice(start, start + _PAIRS_AT_ONCE)
+        one, two = a[some].astype(np.float64), b[some].astype(np.float64)
+        squares = np.einsum("ij,ij->i", one, one) * np.einsum("ij,ij->i", two, two)
+        found[some] = np.einsum("ij,ij->i", one, two) / np.sqrt(squares)
+    return found
+
+
+def nearest(
+    vectors: npt.NDArray[np.float16], centroids: npt.NDArray[np.float16]
+) -> tuple[IntArray, Float64Array]:
+    """Return for each row the centroid of the largest cosine, the first of equals, and the cosine.
+
+    Shapes: [n, D] and [m, D] in; [n] and [n] out. No row may be zero or NaN.
+    """
+    found = np.empty(len(vectors), np.int64)
+    targets = unit(centroids).T
+    close = 2 * margin(vectors.shape[1])
+    step = max(1, _ELEMENTS_AT_ONCE // len(centroids))
+    for start in range(0, len(vectors), step):
+        rows = vectors[start : start + step]
+        cosines = unit(rows) @ targets
+        best = cosines.argmax(axis=1)
+        top = cosines[np.arange(len(rows)), best]
+        is_close = cosines >= (top - np.float32(close))[:, None]
+        unclear = np.flatnonzero(is_close.sum(axis=1) > 1)
+        if len(unclear):
+            of, candidates = np.nonzero(is_close[unclear])
+            exact = exact_cosines(rows[unclear[of]], centroids[candidates])
+            order = np.lexsort((candidates, -exact, of))
+            first = order[np.unique(of[order], return_index=True)[1]]
+            best[unclear] = candidates[first]
+        found[start : start + step] = best
+    return found, exact_cosines(vectors, centroids[found])
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some rows of a ranked group, and their float32 cosines with all rows that rank better."""
+
+    rows: IntArray
+    cosines: Float32Array  # [rows, columns]; column j is row j of the group
+    is_better: npt.NDArray[np.bool_]  # column ranks better than row
+
+
+class Ranked:
+    """The vectors of one group, best first: each is compared with those before it.
+
+    With more than `max_compared` rows each is compared with the max_compared best only.
+    """
+
+    def __init__(self, vectors: npt.NDArray[np.float16], *, max_compared: int) -> None:
+        self._vectors, self._unit = vectors, unit(vectors)
+        self._columns = min(len(vectors), max_compared)
+        self.margin = margin(vectors.shape[1])
+
+    def blocks(self) -> Iterator[Block]:
+        """Yield all rows but the first, block by block."""
+        for start in range(1, len(self._vectors), _ROWS_AT_ONCE):
+            rows = np.arange(start, min(start + _ROWS_AT_ONCE, len(self._vectors)))
+            num_columns = min(int(rows[-1]), self._columns)
+            cosines = self._unit[rows] @ self._unit[:num_columns].T
+            is_better = np.arange(num_columns)[None, :] < rows[:, None]
+            yield Block(rows, cosines, is_better)
+
+    def above(self, block: Block, threshold: float) -> npt.NDArray[np.bool_]:
+        """Return which cosines of better rows are above a threshold, exactly: [rows, columns]."""
+        is_above: npt.NDArray[np.bool_] = block.cosines > np.float32(threshold + self.margin)
+        is_above &= block.is_better
+        unclear = np.abs(block.cosines - np.float32(threshold)) <= np.float32(2 * self.margin)
+        row, column = np.nonzero(unclear & block.is_better)
+        is_above[row, column] = self._exact(block.rows[row], column) > threshold
+        return is_above
+
+    def largest(self, block: Block) -> Float64Array:
+        """Return the largest cosine of each row with a better one, exactly: [rows]."""
+        cosines = np.where(block.is_better, block.cosines, np.float32(-2))
+        top = cosines.max(axis=1)
+        row, column = np.nonzero(cosines >= (top - np.float32(2 * self.margin))[:, None])
+        largest = np.full(len(block.rows), -2.0)
+        np.maximum.at(largest, row, self._exact(block.rows[row], column))
+        return largest
+
+    def _exact(self, a: IntArray, b: IntArray) -> Float64Array:
+        found = np.empty(len(a))
+        for start in range(0, len(a), _PAIRS_AT_ONCE):
+            some = slice(start, start + _PAIRS_AT_ONCE)
+            found[some] = exact_cosines(self._vectors[a[some]], self._vectors[b[some]])
+        return found
