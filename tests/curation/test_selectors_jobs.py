@@ -40,6 +40,8 @@ def rules(tmp_path):
         {"name": "image_based"},
         {"name": "semdedup", "vectors": "image", "max_similarity": 0.99, "keep": ["easy"]},
         {"name": "semantic_balance", "vectors": "image", "max_per_cluster": 4},
+        {"name": "poison", "vectors": "image", "k": 2, "remove": 0.1},
+        {"name": "clipcov", "images": "image", "texts": "text", "fraction": 0.8},
     ]  # fmt: skip
 
 
