@@ -1,9 +1,10 @@
 """Local outlier scores of vectors in one batch: how far a sample lies from its neighbours.
 
 The detectors of H. Huang et al., "Detecting Backdoor Samples in Contrastive Language Image
-Pretraining" (ICLR 2025): poisoned pairs share a trigger, so that their image vectors lie in a
-dense knot of their own with nothing around it. With a_1 <= ... <= a_k the distances of a sample to
-its k nearest in the batch, itself left out, nn_1 ... nn_k those, and kdist = a_k:
+Pretraining" (ICLR 2025, arXiv:2502.01385): the image vectors of poisoned pairs lie apart, with
+neighbourhoods far sparser than those of clean ones, as long as fewer than k of them are in a batch.
+With a_1 <= ... <= a_k the distances of a sample to its k nearest in the batch, itself left out,
+nn_1 ... nn_k those, and kdist = a_k:
 
     kdist   a_k
     lid     mle: -k / sum_{i<k} log(a_i / a_k + 1e-4)

@@ -3,7 +3,8 @@
 H. Huang et al., "Detecting Backdoor Samples in Contrastive Language Image Pretraining" (ICLR 2025):
 the vectors must come from a model that was trained on these very data, since it is the backdoor's
 effect on the model that is seen. The scores: outliers.py. Each sample is compared within one batch
-that a hash of (seed, uid) puts it into; the larger the batch, the better, and the dearer (n^2).
+that a hash of (seed, uid) puts it into; the larger the batch, the better, and the dearer (n^2), but
+poison must be rarer in it than the k neighbours: more than k of a kind are a neighbourhood.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -14,7 +15,8 @@ from curation.job import dry_run
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "configs" / "curation").glob("*.yaml"))
 WANTED = {"metaclip_400m", "metaclip_2_5b", "metaclip2_worldwide", "wfpp_cc12m", "datacomp_basic",
-          "laion_like", "demo"}  # fmt: skip
+          "laion_like", "demo",
+          "semdedup_laion", "datacomp_image_based", "clipcov_cc12m", "poison_cc3m"}  # fmt: skip
 
 
 def test_the_wanted_recipes_are_there_and_in_the_table():
@@ -39,6 +41,10 @@ def test_a_recipe_says_where_it_comes_from_loads_and_dry_runs(path, pool, tmp_pa
         if hasattr(rule, "metadata"):
             metadata = lists if rule.name == "metaclip2" else pool / "metadata.txt"
             overrides.append(f"rules.{number}.metadata={metadata}")
+        for key in ("centroids", "target", "labels"):
+            if isinstance(getattr(rule, key, None), Path):
+                np.save(tmp_path / "vectors.npy", np.eye(4))
+                overrides.append(f"rules.{number}.{key}={tmp_path}/vectors.npy")
     text = dry_run(load_config(f"curation/{path.stem}", CurateConfig, overrides))
     assert "rules, in order: " + ", ".join(config.rule_labels()) in text
     assert yaml.safe_load(config.recipe())["name"] == config.name

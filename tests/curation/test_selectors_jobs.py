@@ -41,6 +41,8 @@ def rules(tmp_path):
         {"name": "semdedup", "vectors": "image", "max_similarity": 0.99, "keep": ["easy"]},
         {"name": "semantic_balance", "vectors": "image", "max_per_cluster": 4},
         {"name": "poison", "vectors": "image", "k": 2, "remove": 0.1},
+        {"name": "m4", "keep_fraction": 0.8,
+         "sensitive": [{"attribute": "red", "share": 0.5, "words": ["red", "big", "cat"]}]},
         {"name": "clipcov", "images": "image", "texts": "text", "fraction": 0.8},
     ]  # fmt: skip
 
