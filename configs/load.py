@@ -36,23 +36,42 @@ def find_config(name: str | Path, *, beside: Path | None = None) -> Path:
             candidate = folder / stem
             if candidate.is_file():
                 return candidate
-    shipped = [str(p.relative_to(SHIPPED).with_suffix("")) for p in SHIPPED.rglob("*.yaml")]
+    near = did_you_mean(text.removesuffix(".yaml"), shipped_configs())
+    shipped = "" if near != "." else f" Shipped: {_by_folder(shipped_configs())}."
     raise ConfigError(
         f"there is no configuration {text!r}: neither a file of that path nor one shipped with "
-        f"pairmill{did_you_mean(text.removesuffix('.yaml'), shipped)} "
-        f"Give the path of a YAML file, or one of: {', '.join(sorted(shipped))}."
+        f"pairmill{near} Give the path of a YAML file, or a shipped name.{shipped}"
     )
+
+
+def shipped_configs() -> list[str]:
+    """Return the names of the shipped configurations, in order."""
+    found = (path.relative_to(SHIPPED).with_suffix("") for path in SHIPPED.rglob("*.yaml"))
+    return sorted(str(name) for name in found if "descriptions" not in name.parts)
+
+
+def _by_folder(names: Iterable[str]) -> str:
+    """Write names as `folder/{a, b}`."""
+    folders: dict[str, list[str]] = {}
+    for name in names:
+        folder, _, last = name.rpartition("/")
+        folders.setdefault(folder, []).append(last)
+    return "; ".join(f"{folder}/{{{', '.join(lasts)}}}" for folder, lasts in folders.items())
 
 
 def _read(path: Path) -> Tree:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+        where = str(error).replace('"<unicode string>"', path.name)
+        raise ConfigError(f"{path} is not valid YAML: {where}") from None
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: expected `key: value` lines, got a {type(tree).__name__}.")
+        raise ConfigError(
+            f"{path}: expected `key: value` lines, got a {type(tree).__name__}; configs/demo has "
+            "examples."
+        )
     return tree
 
 
@@ -74,7 +93,7 @@ def merge(parent: Tree, child: Tree, *, is_section: bool = True) -> Tree:
 def _resolve_file(path: Path, seen: tuple[Path, ...] = ()) -> Tree:
     if path.resolve() in seen:
         chain = " -> ".join(str(p) for p in (*seen, path.resolve()))
-        raise ConfigError(f"`extends` goes in a circle: {chain}.")
+        raise ConfigError(f"`extends` goes in a circle: {chain}. Take one of them out.")
     tree = _read(path)
     parent = tree.pop("extends", None)
     if parent is None:
@@ -115,6 +134,12 @@ def apply_override(tree: Tree, override: str) -> None:
         node[last] = merge(inherited, value) if both else value
 
 
+def _is_position(override: str, key: str) -> bool:
+    """Whether the part of an override's path behind `key` is a list's position."""
+    keys = override.partition("=")[0].split(".")
+    return keys[keys.index(key) + 1].isdigit()
+
+
 def _list_position(node: list[Any], key: str, override: str) -> int:
     if key.isdigit() and int(key) < len(node):
         return int(key)
@@ -125,6 +150,11 @@ def _step(node: Any, key: str, override: str) -> Any:
     if isinstance(node, list):
         return node[_list_position(node, key, override)]
     inner = node.get(key)
+    if inner is None and _is_position(override, key):
+        raise ConfigError(
+            f"override {override!r}: the configuration has no list {key!r} to change. Write the "
+            f"whole list: {key}=[...]."
+        )
     if inner is None:
         inner = node[key] = {}
     if not isinstance(inner, dict | list):
@@ -161,12 +191,15 @@ def _explain(problem: Any, tree: Mapping[str, Any]) -> str:
         tag, tags = problem["ctx"]["tag"], problem["ctx"]["expected_tags"].replace("'", "")
         return f"{path}.name: got {tag!r}{did_you_mean(tag, tags.split(', '))} Known: {tags}"
     if kind == "union_tag_not_found":
-        return f"{path}: this section needs a `name` (got {_short(got)})"
+        text = f"{path}: this section needs a `name` (got {_short(got)})"
+        glued = isinstance(got, dict) and any(":" in str(key) for key in got)
+        return text + ("; YAML wants a blank behind a colon: `name: X`" if glued else "")
     message = problem["msg"].removeprefix("Value error, ")
     text = f"{path}: {message}" if path else message
     if kind not in {"value_error", "required_key"}:
         text += f" (got {_short(got)})"
-    if isinstance(got, str) and kind.startswith(("int_", "float_")):
+    looks_like_a_number = isinstance(got, str) and got[:1] in tuple("+-.0123456789")
+    if looks_like_a_number and kind.startswith(("int_", "float_")):
         text += "; YAML reads 1e-3 and 12.8e9 as text: write 1.0e-3 and 12_800_000_000"
     return text
 

@@ -4,6 +4,7 @@ And its control with shuffled captions.
 """
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,8 @@ def run_chain(folder: Path, *pool_options: str, num_steps: int = 5) -> dict:
                 arguments.append("baseline=null")
         done = warm.run(module, arguments)
         assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
+        # A log file gets plain lines: no colours, no bars that rewrite themselves.
+        assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", done.stdout + done.stderr), words
     rows = [
         json.loads(line) for line in (folder / "results/results.jsonl").read_text().splitlines()
     ]

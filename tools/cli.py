@@ -10,12 +10,24 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import re
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
-from configs.errors import PairmillError
+from configs.errors import PairmillError, did_you_mean
 
-COMMANDS = ("curate", "index", "pretrain", "evaluate", "export", "submit", "report", "doctor")
+COMMANDS = (
+    "curate",
+    "index",
+    "pretrain",
+    "evaluate",
+    "export",
+    "submit",
+    "report",
+    "doctor",
+    "completion",
+)
 _DESCRIPTION = (
     "Raw image-text shards in; a curated dataset, a CLIP model and a scorecard out.\n\n"
     "  raw shards -> curate -> dataset -> pretrain -> checkpoint -> evaluate -> results -> report"
@@ -30,9 +42,21 @@ _EPILOG = (
 _TRACEBACK = "PAIRMILL_TRACEBACK"
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what was probably meant, and where the help is."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print a mistake of the command line and exit with 2."""
+        mistaken = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
+        if mistaken:
+            known = re.findall(r"[\w-]+", mistaken[2])
+            message = message.removesuffix(")") + ")" + did_you_mean(mistaken[1], known)
+        self.exit(2, f"{self.prog}: {message}\n`{self.prog} --help` has examples.\n")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="pairmill",
         description=_DESCRIPTION,
         epilog=_EPILOG,
@@ -63,7 +87,9 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> a
         left = [word for word in left if word not in options.foreign_flags]
     are_overrides = all("=" in word and not word.startswith("-") for word in left)
     if left and (words is None or not are_overrides):
-        parser.error(f"unrecognized arguments: {' '.join(left)}")
+        flags = [word.lstrip("-") for word in left if word.startswith("--") and "=" in word]
+        hint = f" Keys of a configuration have no dashes: {' '.join(flags)}." if flags else ""
+        parser.error(f"there is no argument {' '.join(left)}.{hint}")
     if words is not None:
         words.extend(left)
     return options
@@ -72,6 +98,10 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> a
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code."""
     parser = build_parser()
+    if "_ARGCOMPLETE" in os.environ:  # set by a shell that asks what may follow
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
     options = parse(parser, arguments)
     if options.version:
         from importlib.metadata import version

@@ -66,11 +66,11 @@ def read_model_config(name: str) -> Json:
             return _checked(str(path), config)
     found = open_clip.get_model_config(name)
     if found is None:
-        shipped = ", ".join(sorted(path.stem for path in (SHIPPED / "models").glob("*.json")))
+        shipped = sorted(path.stem for path in (SHIPPED / "models").glob("*.json"))
+        near = did_you_mean(name, [*shipped, *open_clip.list_models()])
         raise ConfigError(
-            f"model {name!r} is neither a JSON file, nor shipped with pairmill ({shipped}), nor "
-            "one "
-            "of open_clip's (see open_clip.list_models())."
+            f"model {name!r} is neither a JSON file, nor shipped with pairmill "
+            f"({', '.join(shipped)}), nor one of open_clip's (see open_clip.list_models()){near}"
         )
     return _checked(name, found)
 

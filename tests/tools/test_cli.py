@@ -1,6 +1,9 @@
 """The command: help that teaches, exit codes, errors in one paragraph."""
 
+import os
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ from configs.load import SHIPPED, load_config, validate
 from tests import warm
 from tools.cli import COMMANDS, build_parser, main
 
+ROOT = Path(__file__).resolve().parents[2]
 SHIPPED_CONFIGS = sorted(
     str(path.relative_to(SHIPPED).with_suffix(""))
     for folder in ("demo", "curation", "pretrain", "evaluation")
@@ -51,7 +55,7 @@ def test_no_flags_creep_in():
         "evaluate": sorted([*run, "--cache-info", "--lint", "--list", "--part"]),
         "index": ["--help"], "export": ["--form", "--help"], "doctor": ["--help"],
         "report": ["--export", "--help", "--output"],
-        "submit": ["--dry-run", "--help"],
+        "submit": ["--dry-run", "--help"], "completion": ["--help"],
     }  # fmt: skip
 
 
@@ -116,3 +120,51 @@ def test_every_shipped_description_of_a_dataset_loads(path):
     from evaluation.description import DescriptionConfig
 
     assert validate(yaml.safe_load(path.read_text()), DescriptionConfig, label=path.name)
+
+
+def completions(line: str, folder: Path) -> list[str]:
+    """Return what a shell is told at the end of `line`."""
+    found = folder / "found"
+    environment = {
+        **os.environ,
+        "_ARGCOMPLETE": "1", "_ARGCOMPLETE_IFS": "\n", "_ARGCOMPLETE_SHELL": "bash",
+        "_ARGCOMPLETE_STDOUT_FILENAME": str(found), "COMP_LINE": line, "COMP_POINT": str(len(line)),
+        "PYTHONPATH": str(ROOT),
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "tools.cli"],
+        env=environment, cwd=folder, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return [word.strip() for word in found.read_text().split("\n")]
+
+
+def test_a_shell_completes_commands_configurations_and_keys(tmp_path):
+    (tmp_path / "demolition.yaml").write_text("{}")
+    assert completions("pairmill pre", tmp_path) == ["pretrain"]
+    found = completions("pairmill curate dem", tmp_path)
+    assert {"demo/curate", "demo/pretrain", "demolition.yaml"} <= set(found)
+    keys = completions("pairmill pretrain demo/pretrain optimizer.", tmp_path)
+    assert {"optimizer.learning_rate=", "optimizer.beta2="} <= set(keys)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_what_completion_prints_is_read_by_its_shell(shell, capsys):
+    assert main(["completion", shell]) == 0
+    printed = capsys.readouterr().out
+    assert "pairmill" in printed
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed here; what is printed was not read by it")
+    subprocess.run([shell, "-n"], input=printed, text=True, check=True, capture_output=True)
+
+
+def test_help_needs_neither_torch_nor_ray_nor_the_completer(tmp_path):
+    code = (
+        "import sys, tools.cli\ntry: tools.cli.main(['--help'])\nexcept SystemExit: pass\n"
+        "never = ('torch', 'ray', 'numpy', 'pydantic', 'argcomplete')\n"
+        "print([m for m in never if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from configs.errors import UsageError
-from tools.commands.arguments import add_flags, load
+from tools.commands.arguments import add_flags, complete, complete_config, load
 
 SUMMARY = "Evaluate checkpoints: features once, every method on them."
 EPILOG = """examples:
@@ -28,12 +28,13 @@ line again does only what is missing. Results go to `output` (runs/NAME/results)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
-    parser.add_argument(
+    words = parser.add_argument(
         "words",
         metavar="CHECKPOINT... CONFIG [key.path=value ...]",
         nargs="*",
         help="one or more checkpoints, then the suite, then overrides of its keys",
     )
+    complete(words, complete_config)
     add_flags(parser)
     parser.add_argument("--part", help="I/N: this share of the queue; `slurm`: this array task's")
     parser.add_argument(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs.errors import PairmillError, UsageError
+from tools.commands.arguments import complete, complete_config
 
 if TYPE_CHECKING:
     from configs.registry import Config
@@ -36,12 +37,13 @@ KINDS = ("curate", "pretrain", "evaluate", "pipeline", "status")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
     parser.add_argument("kind", choices=KINDS, help="what to submit; status: how a run stands")
-    parser.add_argument(
+    words = parser.add_argument(
         "words",
         metavar="CONFIG [key.path=value ...] [--sbatch-flag=value ...]",
         nargs="*",
         help="as for the command of that name; RUN for status",
     )
+    complete(words, complete_config)
     parser.add_argument(
         "--dry-run",
         action="store_true",
