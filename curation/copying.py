@@ -15,11 +15,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from configs.publish import published_file
 from curation.index import SCHEMA, IndexInfo, index_path, read_index_info, write_index
-from curation.order import TAR
+from curation.order import TAR, read_rows
 from curation.pieces import Piece, PieceWriter, SourceTar, SourceTars
 from curation.shards import BLOCK
 from curation.spans import LocalReader
@@ -31,10 +30,10 @@ _END_OF_ARCHIVE = bytes(2 * BLOCK)
 
 @dataclass(frozen=True)
 class Segment:
-    """Some samples of a block: one row group of its order. `start`: position in the output."""
+    """Some samples of a block: one batch of its order. `start`: position in the output."""
 
     block: Path
-    row_group: int
+    batch: int
     start: int
     tars: tuple[SourceTar, ...]  # of the block
 
@@ -92,9 +91,8 @@ def _copy(task: CopyTask, index: Path) -> IndexInfo:
     tables = []
     with published_file(task.path) as file, PieceWriter(file) as writer:
         for segment in task.segments:
-            with pq.ParquetFile(segment.block) as block:
-                rows = block.read_row_group(segment.row_group)
-            rows = _rename(rows.combine_chunks(), _renamed_rows(task, segment, rows.num_rows))
+            rows = read_rows(segment.block, segment.batch)
+            rows = _rename(rows, _renamed_rows(task, segment, rows.num_rows))
             layout = _lay_out(rows, writer.num_bytes)
             with SourceTars(segment.tars) as tars:
                 writer.copy(tars, layout.pieces())

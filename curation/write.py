@@ -281,7 +281,7 @@ def _order(
 ) -> list[Ordered]:
     tasks = [
         OrderTask(
-            path=folder / f"block-{number:06d}.parquet",
+            path=folder / f"block-{number:06d}.arrow",
             keys=folder / f"keys-{number:06d}.bin",
             shards=tuple(map(_block_shard, block.shards)),
             start=block.start,
