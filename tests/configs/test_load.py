@@ -146,9 +146,12 @@ def test_every_problem_is_reported_at_once_with_its_path_and_the_nearest_key():
         assert expected in text
 
 
-def test_a_missing_file_lists_what_is_shipped():
-    with pytest.raises(ConfigError, match=r"did you mean .demo/pretrain.\?.*demo/curate"):
+def test_a_missing_file_says_what_was_meant_or_lists_what_is_shipped():
+    with pytest.raises(ConfigError, match=r"did you mean 'demo/pretrain'\? Give") as raised:
         find_config("demo/pretrian")
+    assert "Shipped" not in str(raised.value)
+    with pytest.raises(ConfigError, match=r"Shipped: .*demo/\{curate, evaluate, .*pretrain"):
+        find_config("nowhere.yaml")
 
 
 @pytest.mark.parametrize(
