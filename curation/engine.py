@@ -15,16 +15,18 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
 import ray
 import ray.exceptions
 
-from configs.errors import DataError
+from configs.errors import DataError, UsageError
 from configs.progress import progress
 from curation.config import EngineConfig
-from curation.task import Failed, run_task
+from curation.task import Actor, Failed, run_task
 
 # Nothing large passes through the object store; Ray would take a third of the memory for it.
 _OBJECT_STORE_BYTES = 100 * 1024 * 1024
@@ -42,6 +44,8 @@ class Counted(Protocol):
 
 
 Task = TypeVar("Task")
+Argument = TypeVar("Argument")
+State = TypeVar("State")
 Result = TypeVar("Result", bound=Counted)
 
 
@@ -69,6 +73,15 @@ def _await_nodes(expected: int) -> None:
         time.sleep(0.2)
     late = "" if alive >= expected else f"; the others did not join in {_NODES_SECONDS:.0f} s"
     print(f"Ray: {alive} of {expected} nodes{late}", file=sys.stderr, flush=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What each of some actors holds of a cluster."""
+
+    num_actors: int | None = None  # as many as there is room for
+    num_cpus: int = 1
+    num_gpus: float = 0.0
 
 
 class Engine:
@@ -139,19 +152,79 @@ class Engine:
         workers = self._config.num_workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
         # One task in reserve for each worker, where Ray itself holds the number of workers.
         window = workers if self._config.num_workers and not self._is_local else 2 * workers
+        free: list[Callable[[Any], Any]] = [partial(self._remote.remote, function)] * window
+        yield from self._run(free, tasks, label, unit)
+
+    def map_actors(
+        self,
+        make: Callable[[Argument], State],
+        argument: Argument,
+        function: Callable[[State, Task], Result],
+        tasks: Sequence[Task],
+        *,
+        label: str,
+        resources: Resources,
+        unit: str = "shards",
+    ) -> Iterator[tuple[int, Result]]:
+        """Yield (position, function(make(argument), task)) as `map` does, run by actors.
+
+        Each actor calls `make` once, for what takes long to load, and holds `resources` until the
+        last task is done. One that dies is started again and its task run again, three times.
+
+        Raises:
+            UsageError: the cluster has no room for one actor.  PairmillError, DataError: as `map`.
+        """
+        actor = ray.remote(Actor).options(
+            num_cpus=resources.num_cpus,
+            num_gpus=resources.num_gpus,
+            max_restarts=-1,
+            max_task_retries=_MAX_RETRIES,
+        )
+        number = min(self._room(resources), resources.num_actors or len(tasks), len(tasks))
+        if resources.num_actors and number < min(resources.num_actors, len(tasks)):
+            print(f"{label}: room for {number} of {resources.num_actors} actors", file=sys.stderr)
+        actors = [actor.remote(make, argument) for _ in range(number)]
+        try:
+            free: list[Callable[[Any], Any]]
+            free = [partial(one.run.remote, function) for one in actors]
+            yield from self._run(free, tasks, label, unit)
+        finally:
+            for one in actors:
+                ray.kill(one)
+
+    def _room(self, resources: Resources) -> int:
+        """Return how many actors the cluster holds; UsageError where it is none."""
+        there = ray.cluster_resources()
+        wanted = {"CPU": resources.num_cpus, "GPU": resources.num_gpus}
+        room = min(there.get(name, 0) / size for name, size in wanted.items() if size)
+        if room < 1:
+            has = ", ".join(f"{there.get(name, 0):g} {name}s" for name in wanted)
+            raise UsageError(
+                f"an actor asks for {resources.num_cpus} CPUs and {resources.num_gpus:g} GPUs "
+                f"(resources), and all nodes of the Ray cluster together have {has}. Ask for "
+                "less, or join a larger cluster (RAY_ADDRESS, engine.address)."
+            )
+        return int(room + 1e-9)
+
+    def _run(
+        self, free: list[Callable[[Any], Any]], tasks: Sequence[Any], label: str, unit: str
+    ) -> Iterator[tuple[int, Any]]:
+        """Hand tasks to what is free to start one, as long as there are any."""
         waiting = iter(enumerate(tasks))
-        running: dict[Any, int] = {}
+        running: dict[Any, tuple[int, Callable[[Any], Any]]] = {}
         with progress(label, total=len(tasks), unit=unit) as bar:
             try:
                 while True:
-                    while len(running) < window and (following := next(waiting, None)):
+                    while free and (following := next(waiting, None)):
                         position, task = following
-                        running[self._remote.remote(function, task)] = position
+                        start = free.pop()
+                        running[start(task)] = position, start
                     if not running:
                         return
                     done, _ = ray.wait(list(running), num_returns=1)
-                    position = running.pop(done[0])
+                    position, start = running.pop(done[0])
                     result = self._result(done[0], tasks[position], label)
+                    free.append(start)
                     bar.advance(1, samples=result.num_samples)
                     yield position, result
             finally:

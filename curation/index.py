@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -77,6 +77,8 @@ class IndexInfo:
     # xxh3-128 of what SCHEMA holds, and of each other column (columns.py, scores): write_index's.
     content: str = ""
     columns: dict[str, str] = field(default_factory=dict)
+    # Of each column that `pairmill score` made: a digest of all that its values depend on.
+    made_by: dict[str, str] = field(default_factory=dict)
     version: int = VERSION
 
 
@@ -108,6 +110,34 @@ def write_index(path: Path, samples: pa.Table, info: IndexInfo) -> IndexInfo:
             write_statistics=False,
         )
     return info
+
+
+def add_columns(
+    path: Path,
+    columns: Mapping[str, pa.Array],
+    info: IndexInfo,
+    *,
+    made_by: Mapping[str, str] | None = None,
+) -> IndexInfo:
+    """Add columns to the index in the file `path`, in place of those of the same names.
+
+    All else in it stays. `info` is what is known of it; `made_by` tells what made each column.
+
+    Raises:
+        DataError: it is not the index that `info` speaks of.
+    """
+    table = read_index_file(path, digest=info.content)
+    now = read_index_info(path) or info  # another job may have added columns meanwhile
+    kept = {name: digest for name, digest in now.columns.items() if name not in columns}
+    base = table.select(SCHEMA.names).cast(SCHEMA)  # Parquet names the items of a list otherwise
+    for name in kept:
+        base = base.append_column(name, table[name])
+    for name, column in columns.items():
+        base = base.append_column(name, column)
+    makers = {name: maker for name, maker in now.made_by.items() if name not in columns}
+    return write_index(
+        path, base, replace(now, columns=kept, made_by={**makers, **(made_by or {})})
+    )
 
 
 def _content_digest(table: pa.Table, *others: object) -> str:

@@ -25,8 +25,8 @@ from curation.arrow import read_parquet
 from curation.config import CurateConfig, find_inputs
 from curation.decide import decide
 from curation.engine import Engine
-from curation.filters.base import needs_of
-from curation.index import remove_index_leftovers
+from curation.filters.base import Needs, needs_of
+from curation.index import IndexInfo, remove_index_leftovers
 from curation.manifest import Manifest, manifest_of_tars, read_manifest
 from curation.predict import predict
 from curation.report import count_verdicts, make_report
@@ -78,13 +78,13 @@ def curate(config: CurateConfig) -> CurationReport:
     work = WorkFolder(config.work_dir)
     work.remove_leftovers()
     rules = Rules.of(config)  # a factory refuses a file that its keywords name and is not there
-    columns = needs_of(rule.build() for rule in rules.rules)
-    scan_inputs = _scan_inputs(config, columns)
+    needs = needs_of(rule.build() for rule in rules.rules)
+    scan_inputs = _scan_inputs(config, needs)
     decide_inputs = digest_of(scan_inputs, rules.digest, config.seed)
     decided = manifest = content = None
     with Engine(config.engine) as engine:
         if "scan" in config.stages:
-            scanned = scan(config, shards, columns, engine, scan_inputs)
+            scanned = scan(config, shards, needs, engine, scan_inputs)
         else:
             scanned = work.read_summary("scanned", stage="scan", inputs=scan_inputs)
         if "decide" in config.stages:
@@ -103,20 +103,28 @@ def curate(config: CurateConfig) -> CurationReport:
 def scan(
     config: CurateConfig,
     shards: Sequence[InputShard],
-    columns: tuple[str, ...],
+    needs: Needs,
     engine: Engine,
     inputs: str,
 ) -> pa.Table:
-    """Make the missing indexes with the `columns` that rules need; one row a shard (SCANNED)."""
+    """Make the missing indexes with the columns that rules need; one row a shard (SCANNED)."""
     remove_index_leftovers({shard.index.parent for shard in shards})
     limit = config.max_image_pixels
     tasks = [
-        ScanTask(input=s, max_image_pixels=limit, captions=config.captions, columns=columns)
-        for s in shards
+        ScanTask(
+            input=shard,
+            max_image_pixels=limit,
+            captions=config.captions,
+            columns=needs.columns,
+            scored=needs.scored,
+        )
+        for shard in shards
     ]
+    makers = OneMaker(needs.scored)
     rows: list[dict[str, Any]] = [{} for _ in tasks]
     for position, scanned in engine.map(scan_shard, tasks, label="scan"):
         shard, info = shards[position], scanned.info
+        makers.see(shard, info)
         rows[position] = {
             "source": shard.source,
             "shard": shard.shard,
@@ -163,10 +171,32 @@ def report(
     return content
 
 
-def _scan_inputs(config: CurateConfig, columns: tuple[str, ...]) -> str:
+class OneMaker:
+    """Watches that a score is one and the same in all shards: that of two models cannot be
+    compared with one threshold.
+    """
+
+    def __init__(self, columns: Sequence[str]) -> None:
+        self._columns = columns
+        self._seen: dict[str, tuple[str, InputShard]] = {}
+
+    def see(self, shard: InputShard, info: IndexInfo) -> None:
+        """Take in the index of a shard. Raises DataError where another differs."""
+        for name in self._columns if info.columns else ():
+            maker, first = self._seen.setdefault(name, (info.made_by.get(name, ""), shard))
+            if info.made_by.get(name, "") != maker:
+                raise DataError(
+                    f"the score {name!r} was made by two models or settings: that of {first} "
+                    f"differs from that of {shard}, and one threshold cannot judge both. Run "
+                    "`pairmill score` on all shards with one configuration (replace=true where "
+                    "it finds another's scores)."
+                )
+
+
+def _scan_inputs(config: CurateConfig, needs: Needs) -> str:
     sources = [[source.name, source.patterns] for source in config.sources]
     tables = [SCANNED.names, DECIDED.names]  # an older pairmill's are made anew
-    how = (config.max_image_pixels, config.captions, columns, tables)
+    how = (config.max_image_pixels, config.captions, needs, tables)
     return digest_of(sorted(sources), config.index_dir, *how)
 
 

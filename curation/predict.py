@@ -37,6 +37,7 @@ from curation.work import SCANNED, WorkFolder
 MAX_SAMPLES = 2_000_000
 _MAX_LOOKED_AT = 20_000
 _HOW = "`pairmill curate CONFIG 'stages=[scan]'` makes them and writes nothing else of the dataset."
+_SCORES = " `pairmill score` adds the scores: {}."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,8 @@ def _kept_bytes(task: _BytesTask) -> _Bytes:
 def predict(config: CurateConfig, shards: Sequence[InputShard]) -> list[str]:
     """Return lines that say what the job would keep, or how to get an index first."""
     rules = Rules.of(config)
-    columns, vectors = needs_of(rule.build() for rule in rules.rules), rules.vectors
+    needs, vectors = needs_of(rule.build() for rule in rules.rules), rules.vectors
+    columns = (*needs.columns, *needs.scored)
     chosen, num_looked_at = _choose(shards, columns, vectors, config.seed)
     if not chosen:
         what = f" with the columns {', '.join(columns)}" if columns else ""
@@ -80,7 +82,8 @@ def predict(config: CurateConfig, shards: Sequence[InputShard]) -> list[str]:
         which = (
             "none of the shards" if num_looked_at == len(shards) else f"none of {num_looked_at:,}"
         )
-        return [f"no prediction: {which} has an index{what} yet. {_HOW}"]
+        how = f"{_HOW}{_SCORES.format(', '.join(needs.scored)) if needs.scored else ''}"
+        return [f"no prediction: {which} has an index{what} yet. {how}"]
     is_part = len(chosen) < len(shards)
     share = sum(row["num_bytes"] for row in chosen) / sum(num_bytes_of(s) for s in shards)
     lines = []

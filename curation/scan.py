@@ -17,12 +17,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from configs.errors import DataError, UsageError
+from configs.errors import DataError, UsageError, did_you_mean
 from curation.captions import DEFAULT_PLACES
 from curation.columns import compute_columns, needs_image
 from curation.index import (
     SCHEMA,
     IndexInfo,
+    add_columns,
     digest_of_index,
     read_index_file,
     read_index_info,
@@ -72,6 +73,7 @@ class ScanTask:
     max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS
     captions: tuple[str, ...] = DEFAULT_PLACES  # where they are (captions.py)
     columns: tuple[str, ...] = ()  # what the rules need besides (columns.py)
+    scored: tuple[str, ...] = ()  # what they need that no scan makes (`pairmill score`)
 
     def __str__(self) -> str:
         return str(self.input)
@@ -104,7 +106,7 @@ def scan_shard(task: ScanTask) -> Scanned:
             if known is not None and _is_current(known, task, reader):
                 if not set(task.columns) <= set(known.columns):
                     known = _add_columns(task, reader, known)
-                return Scanned(info=known, index_digest=digest_of_index(known, task.columns))
+                return _scanned(task, known)
             table, info = _scan(task, reader)
     except OSError as error:
         why = error.strerror or str(error)
@@ -116,13 +118,27 @@ def scan_shard(task: ScanTask) -> Scanned:
         ) from None
     if not table.num_rows and info.damage and "not a tar file" in info.damage:
         return _quarantined(task, info.num_bytes, info.damage)
-    info = _publish(shard.index, table, info)
-    return Scanned(info=info, index_digest=digest_of_index(info, task.columns))
+    with _writing_index(shard.index):
+        info = write_index(shard.index, table, info)
+    return _scanned(task, info)
 
 
-def _publish(path: Path, table: pa.Table, info: IndexInfo) -> IndexInfo:
+def _scanned(task: ScanTask, info: IndexInfo) -> Scanned:
+    lacking = [name for name in task.scored if name not in info.columns]
+    if lacking:
+        known = [*SCHEMA.names, *info.columns]
+        raise UsageError(
+            f"no column is called {lacking[0]!r}{did_you_mean(lacking[0], known)} A rule judges by "
+            f"it, and {task.input.index} has: {', '.join(known)}. `pairmill score` adds score "
+            "columns: run it on these shards first; json.KEY is a field of the sample's .json."
+        )
+    return Scanned(info=info, index_digest=digest_of_index(info, [*task.columns, *task.scored]))
+
+
+@contextmanager
+def _writing_index(path: Path) -> Iterator[None]:
     try:
-        return write_index(path, table, info)
+        yield
     except OSError as error:
         raise DataError(
             f"{path}: the index cannot be written ({error.strerror}). "
@@ -132,15 +148,11 @@ def _publish(path: Path, table: pa.Table, info: IndexInfo) -> IndexInfo:
 
 def _add_columns(task: ScanTask, reader: SpanReader, info: IndexInfo) -> IndexInfo:
     """Add the columns that a good index lacks; all that it holds stays."""
-    table = read_index_file(task.input.index)
-    base = table.select(SCHEMA.names).cast(SCHEMA)  # Parquet names the items of a list otherwise
-    for name in info.columns:
-        base = base.append_column(name, table[name])
-    table = base
+    path = task.input.index
     lacking = [name for name in task.columns if name not in info.columns]
-    for name, column in compute_columns(reader, table, lacking).items():
-        table = table.append_column(name, column)
-    return _publish(task.input.index, table, info)
+    made = compute_columns(reader, read_index_file(path, SCHEMA.names), lacking)
+    with _writing_index(path):
+        return add_columns(path, made, info)
 
 
 def _is_current(info: IndexInfo, task: ScanTask, reader: SpanReader) -> bool:

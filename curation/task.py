@@ -5,6 +5,7 @@ task, and Ray and the configuration are not needed there.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from configs.errors import DataError, PairmillError
@@ -29,3 +30,25 @@ def run_task(function: Callable[[Any], Any], task: Any) -> Any:
         where = f" ({error.filename})" if error.filename else ""
         text = f"{task}: {error.strerror or error}{where}. Mend that, and run the same line again."
         return Failed(DataError(text))
+
+
+class Actor:
+    """A worker that keeps what `make` returned. What `make` raised, every task raises."""
+
+    def __init__(self, make: Callable[[Any], Any], argument: Any) -> None:
+        keep_pandas_out()
+        self._state: Any = None
+        self._error: Exception | None = None
+        try:
+            self._state = make(argument)
+        except Exception as error:  # carried to the driver, which shows it once
+            self._error = error
+
+    def run(self, function: Callable[[Any, Any], Any], task: Any) -> Any:
+        """Return what a task comes to, or Failed."""
+        return run_task(partial(self._do, function), task)
+
+    def _do(self, function: Callable[[Any, Any], Any], task: Any) -> Any:
+        if self._error is not None:
+            raise self._error
+        return function(self._state, task)

@@ -26,11 +26,23 @@ def read_image(span: Span) -> Image.Image:
     if span.num_bytes > MAX_IMAGE_BYTES:
         raise UndecodableImageError(f"{span.num_bytes:,} bytes are more than {MAX_IMAGE_BYTES:,}")
     data = span.read()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        return decode_image(data)
+
+
+def decode_image(data: bytes) -> Image.Image:
+    """Decode one image as read_image does; for several threads at once.
+
+    Where nobody made Pillow's warning of many pixels an error, it goes out, and then the error
+    comes.
+    """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
-                return _on_white(image)
+        with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
+            limit = Image.MAX_IMAGE_PIXELS
+            if limit is not None and image.width * image.height > limit:
+                raise ValueError(f"{image.width} x {image.height} pixels are more than {limit:,}")
+            return _on_white(image)
     except MemoryError:
         raise
     except Exception as error:  # Pillow's decoders raise whatever a hostile file provokes

@@ -20,6 +20,7 @@ from configs.errors import PairmillError, did_you_mean
 COMMANDS = (
     "curate",
     "index",
+    "score",
     "pretrain",
     "evaluate",
     "export",

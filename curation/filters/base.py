@@ -11,7 +11,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from configs.registry import Registry
-from curation.columns import type_of
+from curation.columns import JSON_PREFIX, type_of
+from curation.index import SCHEMA
 
 
 class Judgement(NamedTuple):
@@ -36,15 +37,19 @@ class _Needing:
 
     judge: Filter
     needs: frozenset[str]
+    scored: frozenset[str]
     digest: str
 
     def __call__(self, samples: pa.Table) -> Judgement:
         return self.judge(samples)
 
 
-def needing(columns: Iterable[str], judge: Filter, *, digest: str = "") -> Filter:
-    """Return the filter with what it needs: `columns` that the scan must compute (columns.py), and
-    the `digest` of the files that it judges by.
+def needing(
+    columns: Iterable[str], judge: Filter, *, scored: Iterable[str] = (), digest: str = ""
+) -> Filter:
+    """Return the filter with what it needs: `columns` that the scan must compute (columns.py),
+    columns that `pairmill score` must have made (`scored`), and the `digest` of the files that it
+    judges by.
 
     Raises:
         UsageError: no scan makes such a column.
@@ -52,12 +57,33 @@ def needing(columns: Iterable[str], judge: Filter, *, digest: str = "") -> Filte
     columns = frozenset(columns)
     for name in columns:
         type_of(name)
-    return _Needing(judge, columns, digest)
+    return _Needing(judge, columns, frozenset(scored), digest)
 
 
-def needs_of(rules: Iterable[object]) -> tuple[str, ...]:
-    """Return the columns that some rules need besides those of every index, sorted."""
-    return tuple(sorted({name for rule in rules for name in getattr(rule, "needs", ())}))
+class Needs(NamedTuple):
+    """The columns that some rules need besides those of every index, sorted."""
+
+    columns: tuple[str, ...]  # the scan computes them
+    scored: tuple[str, ...]  # `pairmill score` has made them, or there are none
+
+
+def needs_of(rules: Iterable[object]) -> Needs:
+    """Return what some rules need: of each the attributes `needs` and `scored`, if it has them."""
+    rules = list(rules)
+    names = ({n for rule in rules for n in getattr(rule, a, ())} for a in ("needs", "scored"))
+    return Needs(*(tuple(sorted(found)) for found in names))
+
+
+def needs_for(column: str) -> tuple[frozenset[str], frozenset[str]]:
+    """Return (`needs`, `scored`) of a rule that judges by the numbers of a column.
+
+    `json.KEY` the scan computes; a name with a dot is a value of a rule before; any other that is
+    not in every index must be a score.
+    """
+    one, none = frozenset({column}), frozenset[str]()
+    if column.startswith(JSON_PREFIX):
+        return one, none
+    return none, none if "." in column or column in SCHEMA.names else one
 
 
 filters = Registry[Filter]("filter")

@@ -9,7 +9,14 @@ import pyarrow.compute as pc
 
 from configs.errors import ConfigError, UsageError, did_you_mean
 from curation.columns import JSON_PREFIX
-from curation.filters.base import Filter, Judgement, filters, first_reason, needing
+from curation.filters.base import (
+    Filter,
+    Judgement,
+    filters,
+    first_reason,
+    needing,
+    needs_for,
+)
 
 
 def read_numbers(samples: pa.Table, column: str) -> npt.NDArray[np.float64]:
@@ -65,4 +72,5 @@ def score(*, column: str, min: float | None = None, max: float | None = None) ->
         value = pa.array(numbers, mask=np.isnan(numbers))
         return Judgement({"value": value}, first_reason(len(numbers), tests))
 
-    return needing({column} if column.startswith(JSON_PREFIX) else (), judge)
+    needs, scored = needs_for(column)
+    return needing(needs, judge, scored=scored)

@@ -164,8 +164,9 @@ class GlobalRule(Protocol):
     it is built anew in each worker, once.
     """
 
-    # A rule may have attributes `needs`: columns that the scan must compute (columns.py), and
-    # `vectors`: names of vectors of the samples (vectors.py). Both are sets of names.
+    # A rule may have attributes `needs`: columns that the scan must compute (columns.py), `scored`:
+    # columns that `pairmill score` must have made, and `vectors`: names of vectors of the samples
+    # (vectors.py). All are sets of names.
 
     @property
     def emit_digest(self) -> str:

@@ -9,8 +9,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from curation.columns import JSON_PREFIX
-from curation.filters.base import Judgement, first_reason
+from curation.filters.base import Judgement, first_reason, needs_for
 from curation.filters.score import read_numbers
 from curation.global_rules.base import Pool, ShardPart, Solution, global_rules
 from curation.global_rules.selection import Bound, Keys, key_of_float, select_smallest
@@ -50,8 +49,8 @@ class TopFraction:
     ) -> None:
         self._column, self._fraction, self._compat = column, fraction, compat
         self._keys_of = _keys_of if keep == "highest" else _keys_of_lowest
-        # Columns that the scan must compute (columns.py).
-        self.needs = frozenset({column} if column.startswith(JSON_PREFIX) else ())
+        # Columns that the scan must compute (columns.py), and `pairmill score`.
+        self.needs, self.scored = needs_for(column)
         self.emit_digest = f"top_fraction {column}"
         self.solve_digest = f"{fraction} {keep} {compat}"
 

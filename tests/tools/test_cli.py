@@ -16,7 +16,7 @@ from tools.cli import COMMANDS, build_parser, main
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED_CONFIGS = sorted(
     str(path.relative_to(SHIPPED).with_suffix(""))
-    for folder in ("demo", "curation", "pretrain", "evaluation")
+    for folder in ("demo", "curation", "score", "pretrain", "evaluation")
     for path in (SHIPPED / folder).rglob("*.yaml")
     if path.parent.name != "descriptions"
 )
@@ -51,7 +51,7 @@ def test_no_flags_creep_in():
     }
     run = ["--dry-run", "--help", "--print-config"]
     assert flags == {
-        "curate": run, "pretrain": run,
+        "curate": run, "score": run, "pretrain": run,
         "evaluate": sorted([*run, "--cache-info", "--lint", "--list", "--part"]),
         "index": ["--help"], "export": ["--form", "--help"], "doctor": ["--help"],
         "report": ["--export", "--help", "--output"],
@@ -69,6 +69,7 @@ def test_no_flags_creep_in():
             "seeed: there is no such key, did you mean 'seed'?",
         ),
         (["curate", "demo/curate", "sources.0.shards=/nowhere"], 2, "/nowhere"),
+        (["score", "score/demo", "manifest=/nowhere"], 1, "there is no checkpoint"),
         (["pretrain", "demo/pretrain", "data.manifest=/nowhere"], 1, "/nowhere"),
         (
             ["pretrain", "demo/pretrain", "objective.name=clap"],
@@ -107,8 +108,9 @@ def test_every_shipped_configuration_loads(name):
     from curation.config import CurateConfig
     from evaluation.config import EvaluateConfig
     from pretrain.config import PretrainConfig
+    from tools.score.config import ScoreConfig
 
-    schemas = {"pretrain": PretrainConfig, "evaluat": EvaluateConfig}
+    schemas = {"pretrain": PretrainConfig, "evaluat": EvaluateConfig, "score/": ScoreConfig}
     schema = next((s for part, s in schemas.items() if part in name), CurateConfig)
     assert load_config(name, schema)
 
