@@ -167,11 +167,12 @@ class FindVectors:
 
 @dataclass(frozen=True)
 class FoundVectors:
-    """What vectors a shard has: digests and dimensions by name; both empty for no samples."""
+    """What vectors a shard has, by name. Without samples there are no dimensions and makers."""
 
     num_samples: int
     digests: dict[str, str]
     dims: dict[str, int]
+    makers: dict[str, str]
 
     @property
     def text(self) -> str:
@@ -187,13 +188,13 @@ def find_vectors(task: FindVectors) -> FoundVectors:
     """
     info = read_index_info(task.index)
     if info is not None and not info.num_samples:
-        return FoundVectors(0, dict.fromkeys(task.names, ""), {})
-    digests, dims = {}, {}
+        return FoundVectors(0, dict.fromkeys(task.names, ""), {}, {})
+    digests, dims, makers = {}, {}, {}
     for name in task.names:
         read_vectors(task.index, name)
         made = _read_info(vectors_path(task.index, name))
-        digests[name], dims[name] = made.digest, made.dim
-    return FoundVectors(info.num_samples if info else 0, digests, dims)
+        digests[name], dims[name], makers[name] = made.digest, made.dim, made.made_by
+    return FoundVectors(info.num_samples if info else 0, digests, dims, makers)
 
 
 def _read_info(path: Path) -> VectorsInfo:

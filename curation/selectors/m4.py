@@ -23,9 +23,8 @@ from pydantic import Field, model_validator
 from configs import draws
 from configs.errors import ConfigError, DataError
 from configs.registry import Config
-from curation.columns import JSON_PREFIX
 from curation.dedup.text import normalize_caption
-from curation.filters.base import Judgement, first_reason
+from curation.filters.base import Judgement, first_reason, needs_for
 from curation.filters.score import read_numbers
 from curation.global_rules.base import GlobalRule, Pool, ShardPart, Solution, global_rules
 from curation.selectors.clusters import Missing
@@ -141,8 +140,9 @@ class M4:
         num_pairs = len(moments.sensitive) * len(moments.labels)
         self._bounds = np.array([bounds[0]] * len(moments.sensitive) + [bounds[1]] * num_pairs)
         attributes = (*moments.sensitive, *moments.labels)
-        columns = {a.column for a in attributes if a.column}
-        self.needs = frozenset(c for c in columns if c.startswith(JSON_PREFIX))
+        needs = [needs_for(a.column) for a in attributes if a.column]
+        self.needs = frozenset().union(*(columns for columns, _ in needs))
+        self.scored = frozenset().union(*(columns for _, columns in needs))
         self.emit_digest = f"m4 {[a.model_dump_json(exclude={'share'}) for a in attributes]}"
         self.solve_digest = ""  # what the section says, no files
 

@@ -135,7 +135,7 @@ def test_a_rule_killed_before_any_of_its_tasks_goes_on_to_the_same(
         path = tmp_path / "in" / f"{number}.tar"
         index = tmp_path / f"{number}.parquet"
         shard = InputShard(source="s", shard=path.name, path=path, index=index)
-        scanned = scan_shard(ScanTask(input=shard, columns=needs_of([rule])))
+        scanned = scan_shard(ScanTask(input=shard, columns=needs_of([rule]).columns))
         digest = scanned.index_digest
         place = {"number": number, "source": "s", "shard": path.name, "index": index}
         places.append(Place(**place, index_digest=digest, partial=tmp_path / "none"))

@@ -107,7 +107,7 @@ def test_regex_drops_what_is_found_and_keeps_only_what_is_found():
         filters["regex"](drop=(r"(?<=a)b",))
     with pytest.raises(ConfigError, match="give patterns"):
         filters["regex"]()
-    assert needs_of([filters["regex"](drop=("a",), column="json.title")]) == ("json.title",)
+    assert needs_of([filters["regex"](drop=("a",), column="json.title")]).columns == ("json.title",)
 
 
 def test_score_is_a_threshold_on_any_number():
@@ -122,7 +122,7 @@ def test_score_is_a_threshold_on_any_number():
         "score too high",
     ]
     of_json = filters["score"](column="json.similarity", min=0.3)
-    assert needs_of([of_json]) == ("json.similarity",)
+    assert needs_of([of_json]).columns == ("json.similarity",)
     texts = pa.array(["0.31", "1e-3", "high", None, "true"])
     assert reasons(of_json, **{"json.similarity": texts}) == [
         None,
