@@ -27,6 +27,13 @@ from curation.caption_sample import Sampled, first_captions, sample_captions, su
 from curation.imbalance import head_tail_histogram, imbalance
 from curation.index import read_index_file
 from curation.manifest import software_version
+from curation.outliers import (
+    OutlierRules,
+    Outliers,
+    merge_outliers,
+    shard_outliers,
+    summarize_outliers,
+)
 from curation.repeats import (
     KEPT,
     REFERENCE_COLUMNS,
@@ -74,6 +81,7 @@ class ReportTask:
     seed: int
     num_in_pool: int
     repeats: RepeatRules
+    outliers: OutlierRules
 
     def __str__(self) -> str:
         return self.shard
@@ -89,12 +97,14 @@ class ShardReport:
     samples: dict[str, list[tuple[int, str, dict[str, Any]]]]  # reason -> (rank, uid, reference)
     captions: list[Sampled]
     repeats: Repeats
+    outliers: Outliers
 
 
 def report_shard(task: ReportTask) -> ShardReport:
     """Count what the report needs of one shard."""
     index = read_index_file(task.index, list(REFERENCE_COLUMNS), digest=task.index_digest)
     columns = ["uid", "verdict", "reason", *task.repeats.columns]
+    columns += [column for column, _ in task.outliers.columns]
     decisions = read_decisions(task.decisions, columns, task.inputs_digest)
     verdicts = decisions["verdict"].to_numpy(zero_copy_only=False)
     readable, kept = verdicts != "unreadable", verdicts == KEPT
@@ -119,6 +129,7 @@ def report_shard(task: ReportTask) -> ShardReport:
             num_in_pool=task.num_in_pool,
         ),
         repeats=shard_repeats(task.shard, index, decisions, task.repeats, task.seed),
+        outliers=shard_outliers(task.shard, index, decisions, task.outliers, outcomes),
     )
 
 
@@ -175,6 +186,7 @@ def make_report(
     """
     rows = decided.to_pylist()
     rules, repeats = RepeatRules.of(config), Repeats()
+    outlier_rules, outliers = OutlierRules.of(config), Outliers()
     num_in_pool = sum(scanned["num_samples"].to_pylist())
     tasks = [
         ReportTask(
@@ -186,6 +198,7 @@ def make_report(
             seed=config.seed,
             num_in_pool=num_in_pool,
             repeats=rules,
+            outliers=outlier_rules,
         )
         for row in rows
     ]
@@ -207,11 +220,13 @@ def make_report(
             samples[reason] = heapq.nsmallest(SAMPLES_PER_REASON, both, key=lambda s: s[:2])
         captions = first_captions([*captions, *part.captions])
         repeats.merge(part.repeats)
+        outliers = merge_outliers(outliers, part.outliers)
     totals = _totals(config, scanned, rows)
     return {
         **totals,
         **summarize(repeats, rules, rows, totals["dropped"], engine),
         **summarize_captions(captions, KEPT),
+        **summarize_outliers(outliers, outlier_rules),
         "entries": _entries(config),
         "words": {"before": words[0].summary(TOP), "after": words[1].summary(TOP)},
         "histograms": {

@@ -68,6 +68,13 @@ def test_selectors_in_a_job_from_vectors_to_dataset(job, rules, tmp_path):
     groups = report["duplicates"]["semdedup"]
     assert groups["num_dropped"] == report["dropped"]["semdedup/semantic duplicate"]
     assert all(member["caption"] for group in groups["groups"] for member in group["dropped"])
+    far, near = report["outliers"]["poison.score"], report["outliers"]["clusters.similarity"]
+    rows = decisions(config)
+    for found, sign, column in ((far, -1, "poison.score"), (near, 1, "clusters.similarity")):
+        values = [row[column] for row in rows if row[column] is not None]
+        expected = sorted(values, key=lambda value, sign=sign: sign * value)[:24]
+        assert [sample["value"] for sample in found["samples"]] == expected
+    assert far["samples"][0]["outcome"] == "poison/suspicious"
     solution = report["solutions"]["clusters"]
     assert solution["num_without_vector"] == report["dropped"]["clusters/no vector"]
     # Another number of workers; then other vectors, which nothing of before is used for.

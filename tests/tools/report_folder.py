@@ -87,6 +87,15 @@ def make_folder(tmp_path: Path) -> Path:
                 ],
             }
         },
+        "outliers": {
+            "poison.score": {
+                "end": "highest",
+                "samples": [
+                    sample | {"caption": HOSTILE, "value": 12.3456, "outcome": HOSTILE},
+                    nowhere | {"caption": None, "value": 2.0, "outcome": "kept"},
+                ],
+            }
+        },
         "captions": {
             "caption_count": [{"caption": HOSTILE, "count": 7, "outcomes": {HOSTILE: 4, "kept": 3}}]
         },

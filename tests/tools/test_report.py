@@ -99,6 +99,8 @@ def test_duplicates_and_frequent_captions_say_what_became_of_them(folder):
     assert f"11 went for the first one, which is out itself: {HOSTILE}" in said
     assert "The 1 most frequent captions (caption_count)" in said
     assert {"7", "3 "} <= set(said)
+    assert "poison.score: the 2 highest" in said
+    assert {"12.35, ", HOSTILE, "2, ", "kept"} <= set(said)
 
 
 def test_results_stand_beside_chance_interval_and_baseline(folder):
@@ -159,7 +161,7 @@ def test_the_baseline_is_said_in_words(folder):
 
 def test_a_tar_that_is_gone_leaves_a_card_without_a_picture(folder):
     (folder / "00000.tar").unlink()
-    assert page_of(folder).said.count("picture not readable") == 6
+    assert page_of(folder).said.count("picture not readable") == 8
 
 
 def test_a_run_that_has_not_logged_yet_is_reported_as_such(folder):

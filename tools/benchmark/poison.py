@@ -4,7 +4,7 @@
 
 One picture in a hundred, chosen by a draw, gets a checkerboard in a corner of its middle square
 and the caption "a banana on the table". The demo's model is pretrained on all of them (one thread),
-its image vectors are written beside the index, and the rule `poison` scores them in a curation job.
+`pairmill score` writes its vectors, and the rule `poison` scores them in a curation job.
 AUROC: a poisoned picture has a higher score than a clean one. The share of poisoned pictures to
 which the target is the nearest of 2,000 captions says whether there is a backdoor at all.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import subprocess
 import sys
 import tarfile
@@ -24,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 import torch
+import yaml
 from PIL import Image
 
 from configs import draws
@@ -32,7 +34,7 @@ from curation.columns import decode_image
 from curation.config import CurateConfig
 from curation.index import index_path, read_index
 from curation.job import curate, index
-from curation.vectors import write_vectors
+from curation.vectors import read_vectors
 from evaluation.encoder import Encoder, load_encoder
 from evaluation.methods.ood_metrics import Standings, auroc
 
@@ -40,6 +42,8 @@ TARGET = "a banana on the table"
 RATE = 0.01
 _TRIGGER_SHARE = 0.2  # of the side of the middle square
 _SETTINGS = [(1024, 16), (1024, 32), (8192, 16), (8192, 128)]  # batch_size, k
+_VECTORS = "clip_image"
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 _DETECTORS = ("kdist", "lid", "slof", "dao")
 
 
@@ -85,32 +89,29 @@ def _read(tar: tarfile.TarFile, member: tarfile.TarInfo | None) -> bytes:
     return file.read() if file else b""
 
 
+def _pairmill(*line: str) -> None:
+    command = [sys.executable, "-m", "tools.cli", *line]
+    subprocess.run(command, check=True, stdout=sys.stderr, env={**os.environ, **_ONE_THREAD})
+
+
 def _train(folder: Path, samples: int) -> None:
-    line = [sys.executable, "-m", "tools.cli", "pretrain", "demo/pretrain", f"samples={samples}"]
-    line += [f"data.manifest={folder / 'pool'}", f"output={folder / 'run'}"]
-    line += [f"intervals.checkpoint_samples={samples}", "optimizer.warmup_samples=5_120"]
-    subprocess.run(line, check=True, stdout=sys.stderr)
+    where = [f"data.manifest={folder / 'pool'}", f"output={folder / 'run'}"]
+    when = [f"samples={samples}", f"intervals.checkpoint_samples={samples}"]
+    _pairmill("pretrain", "demo/pretrain", *where, *when, "optimizer.warmup_samples=5_120")
 
 
-def encode_pool(encoder: Encoder, shard: Path) -> npt.NDArray[np.float32]:
-    """Return the unit image vectors of all samples of a shard, NaN where one does not decode."""
-    rows = read_index(shard).select(["image_offset", "image_size"]).to_pylist()
-    found: npt.NDArray[np.float32] | None = None
-    with open(shard, "rb") as file:
-        for start in range(0, len(rows), 256):
-            pixels, at = [], []
-            for number, row in enumerate(rows[start : start + 256], start):
-                file.seek(row["image_offset"])
-                image = decode_image(file.read(row["image_size"]))
-                if image is not None:
-                    pixels.append(encoder.transform(image))
-                    at.append(number)
-            vectors = encoder.encode_images(torch.stack(pixels)).numpy()
-            if found is None:
-                found = np.full((len(rows), vectors.shape[1]), np.nan, np.float32)
-            found[at] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    assert found is not None
-    return found
+def _score(folder: Path) -> None:
+    """Write the vectors `clip_image` beside the index."""
+    tree = {
+        "name": "poison",
+        "manifest": str(folder / "pool"),
+        "model": {"checkpoint": str(folder / "run")},
+        "scores": [{"name": "embeddings"}],
+        "actors": 1,
+    }
+    path = folder / "score.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    _pairmill("score", str(path))
 
 
 def _backdoor_rate(
@@ -129,7 +130,7 @@ def scores_of(folder: Path) -> list[tuple[int, int, dict[str, dict[str, float]]]
     """Return (batch_size, k, detector -> key -> score): one curation job that only scores."""
     chosen = [(size, k, detector) for size, k in _SETTINGS for detector in _DETECTORS]
     rules = [
-        {"name": "poison", "vectors": "image", "batch_size": size, "k": k, "detector": detector}
+        {"name": "poison", "vectors": _VECTORS, "batch_size": size, "k": k, "detector": detector}
         for size, k, detector in chosen
     ]
     tree = {
@@ -174,9 +175,10 @@ def _run(folder: Path, options: argparse.Namespace) -> int:
     index([str(shard.parent)])
     start = time.perf_counter()
     _train(folder, options.samples)
+    _score(folder)
     encoder = load_encoder(str(folder / "run"), device="cpu")
-    vectors = encode_pool(encoder, shard)
-    write_vectors(index_path(shard), "image", vectors.astype(np.float16), made_by=encoder.digest)
+    vectors = read_vectors(index_path(shard), _VECTORS).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     rows = read_index(shard)
     keys = rows["key"].to_pylist()
     is_poisoned = np.array([key in poisoned for key in keys])

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from tools.report.captions import language_parts, search_part
 from tools.report.charts import Axis, Series, histogram, line_chart
 from tools.report.html import Html, details, element, join, table
+from tools.report.outliers import outlier_parts
 from tools.report.pictures import sample_picture
 from tools.report.sources import CurationReport, Dataset, Entries, SampleReference
 
@@ -36,6 +37,7 @@ def dataset_section(dataset: Dataset, heading: str) -> Html:
         _frequencies(report),
         *_captions(report),
         *_duplicates(report),
+        *outlier_parts(report, _card),
         *language_parts(report),
         search_part(report),
         element("h3", "Sizes before and after"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -129,6 +129,20 @@ class DuplicateGroup(_Read):
     dropped: list[SampleReference]
 
 
+class OutlyingSample(SampleReference):
+    """A sample at the far end of what a rule measured."""
+
+    value: float
+    outcome: str
+
+
+class FarEnd(_Read):
+    """The samples of the highest or lowest values of one rule."""
+
+    end: Literal["highest", "lowest"]
+    samples: list[OutlyingSample]
+
+
 class Duplicates(_Read):
     """What one de-duplication dropped."""
 
@@ -188,6 +202,7 @@ class CurationReport(_Read):
     histograms: dict[str, Histogram]
     samples: dict[str, list[SampleReference]]
     duplicates: dict[str, Duplicates] = {}
+    outliers: dict[str, FarEnd] = {}
     captions: dict[str, list[FrequentCaption]] = {}
     languages: Languages | None = None
     caption_sample: list[tuple[str, str, str]] = []  # caption, outcome, language
