@@ -161,6 +161,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="keep everything there (default: nowhere)")
     options = parser.parse_args()
+    os.environ.setdefault("RAY_worker_niceness", "0")  # 15 would starve Ray's beside other work
     torch.set_num_threads(1)
     if options.folder:
         return _run(options.folder, options)

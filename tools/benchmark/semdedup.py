@@ -156,6 +156,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--folder", type=Path, help="where the vectors go (default: TMPDIR)")
     options = parser.parse_args()
+    os.environ.setdefault("RAY_worker_niceness", "0")  # 15 would starve Ray's beside other work
     with tempfile.TemporaryDirectory(prefix="pairmill-semdedup-", dir=options.folder) as folder:
         _run(Path(folder), options)
     return 0
