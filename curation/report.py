@@ -176,6 +176,27 @@ def _references(
     return chosen
 
 
+def _tasks(
+    config: CurateConfig, scanned: pa.Table, rows: Sequence[Mapping[str, Any]]
+) -> list[ReportTask]:
+    repeats, outliers = RepeatRules.of(config), OutlierRules.of(config)
+    num_in_pool = sum(scanned["num_samples"].to_pylist())
+    return [
+        ReportTask(
+            shard=row["path"],
+            index=Path(row["index"]),
+            index_digest=row["index_digest"],
+            decisions=Path(row["decisions"]),
+            inputs_digest=row["inputs_digest"],
+            seed=config.seed,
+            num_in_pool=num_in_pool,
+            repeats=repeats,
+            outliers=outliers,
+        )
+        for row in rows
+    ]
+
+
 def make_report(
     config: CurateConfig, scanned: pa.Table, decided: pa.Table, engine: Engine
 ) -> dict[str, Any]:
@@ -185,23 +206,8 @@ def make_report(
         DataError: some sample that was read is neither kept, dropped nor unreadable.
     """
     rows = decided.to_pylist()
-    rules, repeats = RepeatRules.of(config), Repeats()
-    outlier_rules, outliers = OutlierRules.of(config), Outliers()
-    num_in_pool = sum(scanned["num_samples"].to_pylist())
-    tasks = [
-        ReportTask(
-            shard=row["path"],
-            index=Path(row["index"]),
-            index_digest=row["index_digest"],
-            decisions=Path(row["decisions"]),
-            inputs_digest=row["inputs_digest"],
-            seed=config.seed,
-            num_in_pool=num_in_pool,
-            repeats=rules,
-            outliers=outlier_rules,
-        )
-        for row in rows
-    ]
+    tasks = _tasks(config, scanned, rows)
+    repeats, outliers = Repeats(), Outliers()
     words = (WordCounts(), WordCounts())
     histograms = {
         name: (np.zeros(len(edges), np.int64), np.zeros(len(edges), np.int64))
@@ -224,9 +230,9 @@ def make_report(
     totals = _totals(config, scanned, rows)
     return {
         **totals,
-        **summarize(repeats, rules, rows, totals["dropped"], engine),
+        **summarize(repeats, RepeatRules.of(config), rows, totals["dropped"], engine),
         **summarize_captions(captions, KEPT),
-        **summarize_outliers(outliers, outlier_rules),
+        **summarize_outliers(outliers, OutlierRules.of(config)),
         "entries": _entries(config),
         "words": {"before": words[0].summary(TOP), "after": words[1].summary(TOP)},
         "histograms": {
