@@ -36,6 +36,8 @@ from curation.work import SCANNED, WorkFolder
 
 MAX_SAMPLES = 2_000_000
 _MAX_LOOKED_AT = 20_000
+# Rule -> its key that counts samples.
+_COUNTED = {"clipcov": "size", "semantic_balance": "max_per_cluster"}
 _HOW = "`pairmill curate CONFIG 'stages=[scan]'` makes them and writes nothing else of the dataset."
 _SCORES = " `pairmill score` adds the scores: {}."
 
@@ -174,6 +176,9 @@ def _scaled(config: CurateConfig, share: float) -> dict[str, Any]:
             # A WFPP `t` is a frequency, which does not change with the size of the pool.
             if value is not None and hasattr(rule, "target_size"):
                 changes[key] = max(least, type(value)(value * share))
+        counted = getattr(rule, _COUNTED.get(rule.name, ""), None)
+        if counted is not None:
+            changes[_COUNTED[rule.name]] = max(1, round(counted * share))
         return rule.model_copy(update=changes)
 
     sources = [

@@ -255,6 +255,21 @@ def test_given_centroids_keep_their_numbers_and_targets_are_counted(tmp_path):
         decide(shards_of(tmp_path, array), [("c", rule)], tmp_path / "again")
 
 
+def test_rules_killed_before_any_of_their_tasks_go_on_to_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr("curation.selectors.groups.BYTES_PER_PARTITION", 2 * DIM * 8)
+    monkeypatch.setattr("curation.dedup.exchange.MAX_FILES", 2)
+    paths = shards_of(tmp_path, some_vectors(40), num_shards=2)
+    rules = [
+        ("clusters", build("clusters", vectors="v", num_clusters=3)),
+        ("semdedup", build("semdedup", vectors="v", max_similarity=0.97)),
+        ("poison", build("poison", vectors="v", k=3, batch_size=10, remove=0.2)),
+    ]
+    expected = decide(paths, rules, tmp_path / "whole")
+    assert decide(paths, rules, tmp_path / "killed", stop=2) == expected
+    left = [path.name for path in (tmp_path / "killed").rglob("*") if path.is_dir()]
+    assert sorted(left) == ["clusters", "found", "found", "poison", "semdedup"]
+
+
 def test_what_is_wrong_is_said(tmp_path):
     with pytest.raises(ConfigError, match="give either `num_clusters`"):
         build("clusters", vectors="v")

@@ -47,25 +47,43 @@ def write_shard(path: Path, numbers, vectors, **columns) -> Path:
     return path
 
 
-class LocalPool:
-    """The pool of a global rule over parts in this process, in an order that is given."""
+class KilledError(Exception):
+    """The driver dies."""
 
-    def __init__(self, parts, label, seed, folder, order):
-        self.label, self.seed, self.folder = label, seed, folder
+
+class LocalPool:
+    """The pool of a global rule over parts in this process, in an order that is given.
+
+    Its driver is killed before task `stop`.
+    """
+
+    def __init__(self, parts, label, seed, folder, order, stop=10**9):
+        self.label, self.seed, self.folder, self._left = label, seed, folder, stop
         self.num_shards, self.num_samples = len(parts), sum(p.num_samples for p in parts)
         self._parts, self._order = parts, order
 
+    def _count(self):
+        self._left -= 1
+        if self._left < 0:
+            raise KilledError
+
     def map(self, function, argument, *, step):
         for number in self._order:
+            self._count()
             yield number, function(self._parts[number], argument)
 
     def run(self, function, tasks, *, step, unit):
         for position in reversed(range(len(tasks))):
+            self._count()
             yield position, function(tasks[position])
 
 
-def decide(paths, rules, folder: Path, *, seed=0, order=None):
-    """Run (label, rule) over shards; return (uid -> row of the decisions, label -> solution)."""
+def decide(paths, rules, folder: Path, *, seed=0, order=None, stop=None):
+    """Run (label, rule) over shards; return (uid -> row of the decisions, label -> solution).
+
+    With `stop` the driver of each rule is killed before its task 0, `stop`, 2 `stop` ... and goes
+    on in the same folder with what it left.
+    """
     labels = [label for label, _ in rules]
     names = tuple(sorted({n for _, rule in rules for n in getattr(rule, "vectors", ())}))
     order = order or list(range(len(paths)))
@@ -89,7 +107,12 @@ def decide(paths, rules, folder: Path, *, seed=0, order=None):
             parts.append(ShardPart(place, label=label, seed=seed, table=verdicts[number].table()))
         solved = folder / label
         solved.mkdir(parents=True)
-        values = rule.solve(LocalPool(parts, label, seed, solved, order))
+        values, at = None, 0 if stop else 10**9
+        while values is None:
+            try:
+                values = rule.solve(LocalPool(parts, label, seed, solved, order, at))
+            except KilledError:
+                at += stop
         solutions[label] = json.loads(json.dumps(values, allow_nan=False))
         for part, verdict in zip(parts, verdicts, strict=True):
             verdict.judge(label, rule.apply(part, Solution(solutions[label], solved)))
