@@ -262,7 +262,8 @@ def test_a_picture_with_a_huge_header_is_refused_before_it_is_decoded():
 
 
 def test_numbers_are_written_for_people():
-    assert [short_number(v) for v in (0, 1500, 2e7, 0.004)] == ["0", "1.5k", "20M", "0.004"]
+    shown = [short_number(v) for v in (0, 1500, 2e7, 0.004, 0.00075, -3e-5)]
+    assert shown == ["0", "1.5k", "20M", "0.004", "7.5e-4", "-3e-5"]
     assert [percent(v) for v in (0.0, 0.0005, 0.5)] == ["0.0\u00a0%", "0.05\u00a0%", "50.0\u00a0%"]
     assert metric_label("t2i_recall@10") == "text to image R@10"
     assert metric_label("something_new") == "something_new"

@@ -77,9 +77,12 @@ class _Scale:
 
 
 def short_number(value: float) -> str:
-    """Write a number for an axis: 1.5k, 20M, 0.004, 3e-05."""
+    """Write a number for an axis: 1.5k, 20M, 0.004, 7.5e-4."""
     if value == 0:
         return "0"
+    if abs(value) < 1e-3:
+        digits, power = f"{value:.2e}".split("e")
+        return f"{float(digits):g}e{int(power)}"
     for limit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= limit:
             return f"{value / limit:.3g}{letter}"
@@ -126,7 +129,7 @@ def line_chart(
         title,
         [_svg(title, [*axes, *shown, *lines])],
         [s.name for s in drawn],
-        note=element("p", join(notes), class_="legend") if notes else None,
+        note=element("p", join(notes), class_="notes") if notes else None,
     )
 
 

@@ -115,10 +115,11 @@ def _headlines(
         report = dataset.report
         cards.append((f"{report.num_kept:,}", f"samples kept of {report.num_read:,}"))
     for run in runs[:1]:
-        if run.rows:
-            last = run.rows[-1]
+        trained = [row for row in run.rows if "loss" in row]
+        if trained:
+            last = trained[-1]
             said = f"loss after {last['samples_seen']:,.0f} samples"
-            cards.append((f"{last['loss']:.2f}" if "loss" in last else "?", said))
+            cards.append((f"{last['loss']:.2f}", said))
     first_metrics = {"zero_shot": "top1", "retrieval": "t2i_recall@10"}
     chosen = [
         row

@@ -19,6 +19,7 @@ _METRICS = {
     "top1": "top-1 accuracy",
     "top5": "top-5 accuracy",
     "mean_per_class_recall": "mean per-class recall",
+    "f1_macro": "macro F1",
 }
 
 

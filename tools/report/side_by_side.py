@@ -75,9 +75,11 @@ def _numbers(report: CurationReport) -> dict[str, str]:
     for name, histogram in report.histograms.items():
         label = f"median bin of {name.replace('_', ' ')}"
         found[label] = _median(histogram.edges, histogram.after)
-    if report.languages is not None and report.languages.after:
-        total = sum(report.languages.after.values()) or 1
-        code, count = max(report.languages.after.items(), key=lambda c: (c[1], c[0]))
+    languages = {} if report.languages is None else dict(report.languages.after)
+    total = sum(languages.values()) or 1
+    languages.pop("unclear", None)
+    if languages:
+        code, count = max(languages.items(), key=lambda c: (c[1], c[0]))
         found["most frequent language"] = f"{code}, {_percent(count / total)}"
     if report.entries is not None:
         after = report.entries.after
