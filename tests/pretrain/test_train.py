@@ -102,6 +102,11 @@ def test_bad_samples_are_counted_and_named_once_over_ranks_and_restarts(model_fi
         files = sorted(run.glob("bad_samples-*.jsonl"))
         return sorted(line for file in files for line in file.read_text().splitlines())
 
+    starts = [json.loads(line) for line in (parts / "starts.jsonl").read_text().splitlines()]
+    assert [(s["reason"], s["samples_seen"], s["ranks"]) for s in starts] == [
+        ("start", 0, 2),
+        ("resume", rows(parts)[2]["samples_seen"], 2),
+    ]
     assert skipped(parts)[-1] == len(named(parts)) >= 4 * 2
     assert named(parts) == named(whole)
     assert [r["skipped_samples"] for r in rows(parts)] == [

@@ -338,6 +338,13 @@ def test_two_runs_and_two_datasets_stand_beside_each_other(folder):
     assert said[start + 1 : start + 8] == ["key", "b/run", "c/run", "samples", "5", "6", "Loss"]
 
 
+def test_a_configuration_that_is_no_yaml_is_a_clear_error_where_it_is_compared(folder):
+    runs = [make_long_run(folder / f"{name}/run", 5) for name in "bc"]
+    (runs[1] / "config.yaml").write_text("a: [1")
+    with pytest.raises(DataError, match=r"config\.yaml of c/run is not valid YAML"):
+        build_report(runs=runs, output=folder / "r.html", title="r")
+
+
 def test_languages_and_the_sample_of_captions_are_on_the_page(folder):
     said = page_of(folder).said
     assert "Languages of the captions, before and after" in said

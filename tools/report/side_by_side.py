@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from configs.errors import DataError
 from tools.report.html import Html, element, table
 from tools.report.sources import CurationReport, Dataset
 
@@ -16,7 +17,7 @@ _OWN_KEYS = ("output", "name")  # differ between any two
 
 def config_differences(names: Sequence[str], configs: Sequence[str | None]) -> Html | None:
     """Return a row for every key whose value is not the same in all configurations."""
-    trees = [_flat(yaml.safe_load(text)) for text in configs if text]
+    trees = [_flat(_tree(name, text)) for name, text in zip(names, configs, strict=True) if text]
     if len(trees) < 2 or len(trees) < len(configs):
         return None
     keys = dict.fromkeys(key for tree in trees for key in tree)
@@ -28,6 +29,16 @@ def config_differences(names: Sequence[str], configs: Sequence[str | None]) -> H
     if not rows:
         return element("p", "Their configurations are the same, their names aside.")
     return table(("key", *names), rows, caption="What their configurations differ in")
+
+
+def _tree(name: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise DataError(
+            f"config.yaml of {name} is not valid YAML: {error}. Put it right, or move it away to "
+            "report without it."
+        ) from None
 
 
 def _flat(tree: Any, path: str = "") -> dict[str, str]:
