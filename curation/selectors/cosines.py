@@ -80,32 +80,41 @@ def nearest(
 
 @dataclass(frozen=True)
 class Block:
-    """Some rows of a ranked group, and their float32 cosines with all rows that rank better."""
+    """Some rows of a ranked group, and their float32 cosines with rows that rank better."""
 
     rows: IntArray
-    cosines: Float32Array  # [rows, columns]; column j is row j of the group
-    is_better: npt.NDArray[np.bool_]  # column ranks better than row
+    columns: IntArray  # the rows that they are compared with
+    cosines: Float32Array  # [rows, columns]
+    is_better: npt.NDArray[np.bool_]  # the column ranks better than the row
 
 
 class Ranked:
     """The vectors of one group, best first: each is compared with those before it.
 
-    With more than `max_compared` rows each is compared with the max_compared best only.
+    With `each_once` only the first of equal vectors is compared with the others: the nearest
+    better one and the first better one above a threshold are the same. With more than
+    `max_compared` to compare with, each is compared with the max_compared best.
     """
 
-    def __init__(self, vectors: npt.NDArray[np.float16], *, max_compared: int) -> None:
+    def __init__(
+        self, vectors: npt.NDArray[np.float16], *, max_compared: int, each_once: bool = False
+    ) -> None:
         self._vectors, self._unit = vectors, unit(vectors)
-        self._columns = min(len(vectors), max_compared)
+        columns = _first_of_equal(vectors) if each_once else np.arange(len(vectors))
+        self.is_cut = len(columns) > max_compared
+        self._columns = columns[:max_compared]
+        whole = len(self._columns) == len(vectors)
+        self._column_units = self._unit if whole else self._unit[self._columns]
         self.margin = margin(vectors.shape[1])
 
     def blocks(self) -> Iterator[Block]:
         """Yield all rows but the first, block by block."""
         for start in range(1, len(self._vectors), _ROWS_AT_ONCE):
             rows = np.arange(start, min(start + _ROWS_AT_ONCE, len(self._vectors)))
-            num_columns = min(int(rows[-1]), self._columns)
-            cosines = self._unit[rows] @ self._unit[:num_columns].T
-            is_better = np.arange(num_columns)[None, :] < rows[:, None]
-            yield Block(rows, cosines, is_better)
+            num = int(np.searchsorted(self._columns, rows[-1]))
+            columns = self._columns[:num]
+            cosines = self._unit[rows] @ self._column_units[:num].T
+            yield Block(rows, columns, cosines, columns[None, :] < rows[:, None])
 
     def above(self, block: Block, threshold: float) -> npt.NDArray[np.bool_]:
         """Return which cosines of better rows are above a threshold, exactly: [rows, columns]."""
@@ -113,7 +122,7 @@ class Ranked:
         is_above &= block.is_better
         unclear = np.abs(block.cosines - np.float32(threshold)) <= np.float32(2 * self.margin)
         row, column = np.nonzero(unclear & block.is_better)
-        is_above[row, column] = self._exact(block.rows[row], column) > threshold
+        is_above[row, column] = self._exact(block, row, column) > threshold
         return is_above
 
     def largest(self, block: Block) -> Float64Array:
@@ -122,12 +131,21 @@ class Ranked:
         top = cosines.max(axis=1)
         row, column = np.nonzero(cosines >= (top - np.float32(2 * self.margin))[:, None])
         largest = np.full(len(block.rows), -2.0)
-        np.maximum.at(largest, row, self._exact(block.rows[row], column))
+        np.maximum.at(largest, row, self._exact(block, row, column))
         return largest
 
-    def _exact(self, a: IntArray, b: IntArray) -> Float64Array:
-        found = np.empty(len(a))
-        for start in range(0, len(a), _PAIRS_AT_ONCE):
+    def _exact(self, block: Block, row: IntArray, column: IntArray) -> Float64Array:
+        found = np.empty(len(row))
+        for start in range(0, len(row), _PAIRS_AT_ONCE):
             some = slice(start, start + _PAIRS_AT_ONCE)
-            found[some] = exact_cosines(self._vectors[a[some]], self._vectors[b[some]])
+            a, b = block.rows[row[some]], block.columns[column[some]]
+            found[some] = exact_cosines(self._vectors[a], self._vectors[b])
         return found
+
+
+def _first_of_equal(vectors: npt.NDArray[np.float16]) -> IntArray:
+    """Return the rows that equal none before them."""
+    data = np.ascontiguousarray(vectors)
+    raw = data.view(np.dtype((np.void, data.shape[1] * data.itemsize)))[:, 0]
+    _, first = np.unique(raw, return_index=True)
+    return np.sort(first).astype(np.int64)

@@ -62,7 +62,8 @@ def balance_cluster(
     """Return of each sample the counts of its levels, and the level that drops it (null: none)."""
     name, levels, max_per_cluster, max_cluster = argument
     num = len(group.ranks)
-    counts = count_near(Ranked(group.vectors[name], max_compared=max_cluster), num, levels)
+    ranked = Ranked(group.vectors[name], max_compared=max_cluster)
+    counts = count_near(ranked, num, levels)
     too_many = counts >= np.array([level.keep for level in levels], np.int64)[None, :]
     dropped = np.full(num, -1)
     if levels:
@@ -74,7 +75,7 @@ def balance_cluster(
         NUM_NEAR: pa.array(counts.tolist(), pa.list_(pa.int32())),
         _LEVEL: pa.array(dropped.astype(np.int8), mask=dropped < 0),
     }
-    return group.result(**columns), {"num_cut_clusters": int(num > max_cluster)}
+    return group.result(**columns), {"num_cut_clusters": int(ranked.is_cut)}
 
 
 class SemanticBalance:

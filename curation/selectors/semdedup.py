@@ -45,11 +45,12 @@ def find_duplicates(
     name, threshold, max_cluster = argument
     num = len(group.ranks)
     largest, better = np.full(num, np.nan), np.full(num, -1)
-    ranked = Ranked(group.vectors[name], max_compared=max_cluster)
+    ranked = Ranked(group.vectors[name], max_compared=max_cluster, each_once=True)
     for block in ranked.blocks():
         largest[block.rows] = ranked.largest(block)
         is_above = ranked.above(block, threshold)
-        better[block.rows] = np.where(is_above.any(axis=1), is_above.argmax(axis=1), -1)
+        first = block.columns[is_above.argmax(axis=1)]
+        better[block.rows] = np.where(is_above.any(axis=1), first, -1)
     rows = pa.array(better, mask=better < 0)
     uids = pa.array(group.uids, pa.binary(UID_BYTES))
     columns = {
@@ -57,7 +58,7 @@ def find_duplicates(
         DUPLICATE_OF: uids.take(rows),
         DUPLICATE_SHARD: group.shards.take(rows),
     }
-    return group.result(**columns), {"num_cut_clusters": int(num > max_cluster)}
+    return group.result(**columns), {"num_cut_clusters": int(ranked.is_cut)}
 
 
 class SemDeDup:
@@ -114,6 +115,7 @@ def semdedup(
 
     Values: `similarity` (M_j, null for the best of a cluster), `duplicate_of` and
     `duplicate_shard` (for whom it goes: the best that is above). In a cluster with more than
-    `max_cluster` samples each is compared with that many best; the solution counts such clusters.
+    `max_cluster` different vectors each is compared with that many best; the solution counts such
+    clusters.
     """
     return SemDeDup(vectors, clusters, max_similarity, keep, max_cluster)

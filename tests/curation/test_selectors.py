@@ -148,11 +148,12 @@ def test_semdedup_of_2000_vectors_equals_all_pairs_in_float64():
     all_pairs = gram / np.sqrt(norms[:, None] * norms[None, :])
     all_pairs[np.triu_indices(2000)] = -2
     for threshold in (0.8, 0.95, float(np.sort(all_pairs.ravel())[-3000])):
-        ranked = Ranked(array, max_compared=10**6)
+        ranked = Ranked(array, max_compared=10**6, each_once=True)
         goes, largest = np.zeros(2000, bool), np.full(2000, -2.0)
         for block in ranked.blocks():
             goes[block.rows] = ranked.above(block, threshold).any(axis=1)
             largest[block.rows] = ranked.largest(block)
+            assert len(block.columns) < 1950  # equal vectors are among them once
         assert np.array_equal(goes, (all_pairs > threshold).any(axis=1))
         np.testing.assert_array_equal(largest, all_pairs.max(axis=1))
         assert 0 < goes.sum() < 2000
