@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.errors import ConfigError, DataError, UsageError
+from curation.filters import filters
 from curation.selectors.cosines import Ranked, exact_cosines, margin, nearest
 from curation.selectors.kmeans import train
 from tests.curation.vector_pools import build, decide, uid_of, write_shard
@@ -254,6 +256,17 @@ def test_given_centroids_keep_their_numbers_and_targets_are_counted(tmp_path):
     np.save(tmp_path / "classes.npy", centroids[:, :5])
     with pytest.raises(DataError, match=r"got 5 dimensions; the vectors of the samples have 16"):
         decide(shards_of(tmp_path, array), [("c", rule)], tmp_path / "again")
+
+
+def test_image_based_keeps_what_lies_in_clusters_of_the_target_set():
+    """Clusters with 0, 1 and 2 vectors of the target set, and a sample without a vector."""
+    samples = pa.table({"clusters.num_targets": pa.array([0, 1, 2, None], pa.int64())})
+    reasons = filters["image_based"]()(samples).reasons.to_pylist()
+    assert reasons == ["no target near", None, None, "no vector"]
+    reasons = filters["image_based"](min_targets=2)(samples).reasons.to_pylist()
+    assert reasons == ["no target near", "no target near", None, "no vector"]
+    with pytest.raises(UsageError, match=r"no rule before it gives 'c\.num_targets'"):
+        filters["image_based"](clusters="c")(samples)
 
 
 def test_rules_killed_before_any_of_their_tasks_go_on_to_the_same(tmp_path, monkeypatch):
