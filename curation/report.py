@@ -44,6 +44,7 @@ from curation.repeats import (
     summarize,
 )
 from curation.rules import Rules
+from curation.score_report import RuleScores, ScoreRules, shard_scores, summarize_scores
 from curation.words import WordCounts, frequency_curve, words_of
 from curation.work import WorkFolder, read_decisions
 
@@ -82,6 +83,7 @@ class ReportTask:
     num_in_pool: int
     repeats: RepeatRules
     outliers: OutlierRules
+    scores: ScoreRules
 
     def __str__(self) -> str:
         return self.shard
@@ -98,13 +100,15 @@ class ShardReport:
     captions: list[Sampled]
     repeats: Repeats
     outliers: Outliers
+    scores: dict[str, RuleScores]
 
 
 def report_shard(task: ReportTask) -> ShardReport:
     """Count what the report needs of one shard."""
     index = read_index_file(task.index, list(REFERENCE_COLUMNS), digest=task.index_digest)
-    columns = ["uid", "verdict", "reason", *task.repeats.columns]
+    columns = ["uid", "verdict", "reason", *task.repeats.columns, *task.scores.columns]
     columns += [column for column, _ in task.outliers.columns]
+    columns = list(dict.fromkeys(columns))
     decisions = read_decisions(task.decisions, columns, task.inputs_digest)
     verdicts = decisions["verdict"].to_numpy(zero_copy_only=False)
     readable, kept = verdicts != "unreadable", verdicts == KEPT
@@ -130,6 +134,7 @@ def report_shard(task: ReportTask) -> ShardReport:
         ),
         repeats=shard_repeats(task.shard, index, decisions, task.repeats, task.seed),
         outliers=shard_outliers(task.shard, index, decisions, task.outliers, outcomes),
+        scores=shard_scores(task.shard, index, decisions, task.scores),
     )
 
 
@@ -180,6 +185,7 @@ def _tasks(
     config: CurateConfig, scanned: pa.Table, rows: Sequence[Mapping[str, Any]]
 ) -> list[ReportTask]:
     repeats, outliers = RepeatRules.of(config), OutlierRules.of(config)
+    scores = ScoreRules.of(config)
     num_in_pool = sum(scanned["num_samples"].to_pylist())
     return [
         ReportTask(
@@ -192,6 +198,7 @@ def _tasks(
             num_in_pool=num_in_pool,
             repeats=repeats,
             outliers=outliers,
+            scores=scores,
         )
         for row in rows
     ]
@@ -208,6 +215,7 @@ def make_report(
     rows = decided.to_pylist()
     tasks = _tasks(config, scanned, rows)
     repeats, outliers = Repeats(), Outliers()
+    scores: dict[str, RuleScores] = {}
     words = (WordCounts(), WordCounts())
     histograms = {
         name: (np.zeros(len(edges), np.int64), np.zeros(len(edges), np.int64))
@@ -227,10 +235,13 @@ def make_report(
         captions = first_captions([*captions, *part.captions])
         repeats.merge(part.repeats)
         outliers = merge_outliers(outliers, part.outliers)
+        for label, own in part.scores.items():
+            scores.setdefault(label, RuleScores()).merge(own)
     totals = _totals(config, scanned, rows)
     return {
         **totals,
         **summarize(repeats, RepeatRules.of(config), rows, totals["dropped"], engine),
+        "scores": summarize_scores(scores, ScoreRules.of(config)),
         **summarize_captions(captions, KEPT),
         **summarize_outliers(outliers, OutlierRules.of(config)),
         "entries": _entries(config),

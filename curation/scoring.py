@@ -10,7 +10,6 @@ the scores of another model or setting are never taken for it, nor replaced unas
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +29,7 @@ from curation.index import (
 )
 from curation.scan import InputShard, ScanTask, scan_shard
 from curation.spans import SpanReader, open_tar
+from curation.value_counts import FloatArray, ValueCounts, count_values
 from curation.vectors import Vectors, read_vectors_info, write_vectors
 
 if TYPE_CHECKING:  # a worker does not need it, and it takes long to import
@@ -37,9 +37,6 @@ if TYPE_CHECKING:  # a worker does not need it, and it takes long to import
 
 NUM_NAMED = 5  # images that cannot be used, named of each shard
 _COLUMNS = ["key", "caption", "image_offset", "image_size", "problem"]
-_BIN_BITS = 16  # of a float32: sign, exponent and 7 bits more, so a bin is at most 0.8 % wide
-
-FloatArray = npt.NDArray[np.float32]
 
 
 class RawSample(NamedTuple):
@@ -101,50 +98,7 @@ class Looked:
     quarantined: str | None = None
     missing: frozenset[str] = frozenset()
     foreign: frozenset[str] = frozenset()  # there, but made by something else
-    columns: dict[str, ColumnCounts] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class ColumnCounts:
-    """A column of one shard or of many: nulls, and counts of values by bin (see `bin_of`)."""
-
-    num_null: int = 0
-    counts: Counter[int] = field(default_factory=Counter)
-
-    def add(self, other: ColumnCounts) -> ColumnCounts:
-        """Return both together."""
-        return ColumnCounts(self.num_null + other.num_null, self.counts + other.counts)
-
-    def quantile(self, share: float) -> float | None:
-        """Return the lower edge of the bin below which `share` of the values lie, about."""
-        total, seen = self.counts.total(), 0
-        for number in sorted(self.counts):
-            seen += self.counts[number]
-            if seen > share * total or seen == total:
-                return value_of_bin(number)
-        return None
-
-
-def bin_of(values: FloatArray) -> npt.NDArray[np.int64]:
-    """Return the bins of finite values, in the order of the values: bits of the float32."""
-    bits = (values.astype(np.float32) + np.float32(0)).view(np.uint32)  # -0 is 0
-    ordered = np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
-    return (ordered >> np.uint32(32 - _BIN_BITS)).astype(np.int64)
-
-
-def value_of_bin(number: int) -> float:
-    """Return the lower edge of a bin."""
-    ordered = np.uint32(number << (32 - _BIN_BITS))
-    bits = ordered & np.uint32(0x7FFFFFFF) if ordered >> 31 else ~ordered
-    return float(np.array(bits, np.uint32).view(np.float32))
-
-
-def count_values(column: pa.ChunkedArray | pa.Array) -> ColumnCounts:
-    """Return the counts of one column of an index."""
-    values = column.drop_null().to_numpy()
-    numbers, counts = np.unique(bin_of(values), return_counts=True)
-    pairs = zip(numbers.tolist(), counts.tolist(), strict=True)
-    return ColumnCounts(column.null_count, Counter(dict(pairs)))
+    columns: dict[str, ValueCounts] = field(default_factory=dict)
 
 
 def look_at_shard(task: LookTask) -> Looked:
@@ -218,7 +172,7 @@ class ScoredShard:
     num_samples: int
     num_bad: int
     bad: list[str]  # the first NUM_NAMED: key and why
-    columns: dict[str, ColumnCounts]
+    columns: dict[str, ValueCounts]
 
 
 def score_shard(scorer: Scorer, task: ScoreTask) -> ScoredShard:
@@ -292,12 +246,12 @@ class ScoringReport:
     num_bad: int = 0  # of the shards scored now
     bad: list[str] = field(default_factory=list)
     quarantined: list[str] = field(default_factory=list)
-    columns: dict[str, ColumnCounts] = field(default_factory=dict)
+    columns: dict[str, ValueCounts] = field(default_factory=dict)
 
-    def take(self, columns: Mapping[str, ColumnCounts]) -> None:
+    def take(self, columns: Mapping[str, ValueCounts]) -> None:
         """Add what is known of a shard's columns."""
         for name, counts in columns.items():
-            self.columns[name] = self.columns.get(name, ColumnCounts()).add(counts)
+            self.columns[name] = self.columns.get(name, ValueCounts()).add(counts)
 
 
 def score(

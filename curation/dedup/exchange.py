@@ -12,13 +12,16 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from configs.publish import published_file
-from curation.global_rules.base import Pool
+
+if TYPE_CHECKING:  # global_rules imports curation/selectors, which import this
+    from curation.global_rules.base import Pool
 
 MAX_FILES = 512
 _TAKERS = b"takers"

@@ -350,3 +350,25 @@ def test_languages_and_the_sample_of_captions_are_on_the_page(folder):
     assert "Languages of the captions, before and after" in said
     assert "Search a sample of 3 captions, kept and dropped, chosen by hash" in said
     assert {"Ein rotes Haus", "80.0\u00a0%", "100.0\u00a0%"} <= set(said)
+
+
+def test_a_rule_that_judges_by_a_number_shows_its_values_its_limit_and_both_ends(folder):
+    path = folder / "dataset" / "report.json"
+    report = json.loads(path.read_text())
+    sample = report["samples"]["kept"][0] | {"caption": HOSTILE, "value": 0.21, "outcome": HOSTILE}
+    report["scores"] = {
+        "score": {"column": "clip_score", "num_scored": 4, "num_left": 3, "left": [0.2, 0.3],
+                  "dropped": [0.1, 0.1], "lowest": [sample | {"value": 0.1}], "highest": [sample],
+                  "histogram": {"edges": [0.1, 0.2], "before": [1, 3], "after": [0, 3]}},
+        "score_2": {"column": "blur", "num_scored": 0, "num_left": 0, "left": None,
+                    "dropped": None, "lowest": [], "highest": [],
+                    "histogram": {"edges": [], "before": [], "after": []}},
+    }  # fmt: skip
+    path.write_text(json.dumps(report))
+    page = report_on([folder], folder / "page.html").read_text()
+    assert "score: 3 of 4 left, from 0.2 to 0.3" in page
+    assert "the least that stays: 0.2" in page
+    assert "the most that stays" not in page
+    assert "score: highest clip_score" in page
+    assert "blur" not in page
+    assert "<script>alert" not in page

@@ -16,7 +16,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from configs.errors import ConfigError, DataError
 from configs.load import validate
-from curation.scoring import RawSample, bin_of, value_of_bin
+from curation.scoring import RawSample
+from curation.value_counts import bin_of, value_of_bin
 from tests.small_model import write_small_model
 from tools.score import ocr
 from tools.score.base import scores

@@ -7,8 +7,10 @@ A long series is drawn as the least and the largest of each pixel column (thinni
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from tools.report.html import Html, element, join
 from tools.report.thinning import NUM_COLUMNS, Hover, Point, thin
@@ -181,12 +183,17 @@ def _flag_key(why: str) -> Html:
 
 
 def histogram(
-    title: str, edges: Sequence[float], before: Sequence[int], after: Sequence[int], x_title: str
+    title: str,
+    edges: Sequence[float],
+    before: Sequence[int],
+    after: Sequence[int],
+    x_title: str,
+    limits: Mapping[str, float] = MappingProxyType({}),
 ) -> Html:
     """Return a figure with the counts of each bin, those after in front of those before.
 
     Bin i holds edges[i] <= value < edges[i + 1], the last one all above. Bins are drawn equally
-    wide, whatever they hold.
+    wide, whatever they hold. `limits` are drawn as lines: what each says, and where it is.
     """
     used = [i for i, count in enumerate(before) if count]
     if not used:
@@ -207,8 +214,21 @@ def histogram(
         parts.append(element("g", element("title", said), *bars))
         if place % every == 0:
             parts.append(_label(left, HEIGHT - _BOTTOM + 17, f"{edges[i]:,}", "middle"))
+    for said, value in limits.items():
+        at = _LEFT + step * _place_of(value, [edges[i] for i in bins])
+        line = element("line", x1=at, x2=at, y1=_TOP, y2=HEIGHT - _BOTTOM)
+        hit = element("rect", x=at - 4, y=_TOP, width=8, height=10)
+        parts.append(element("g", element("title", said), line, hit, class_="event e-limit"))
     parts.append(_label((_LEFT + WIDTH) / 2, HEIGHT - 8, x_title, "middle"))
     return _figure(title, [_svg(title, parts)], ["before", "after"], is_filled=True)
+
+
+def _place_of(value: float, edges: Sequence[float]) -> float:
+    """Return where a value stands on bins of equal width, in bins from the left."""
+    at = bisect_right(edges, value) - 1
+    if at < 0 or at + 1 == len(edges):
+        return float(min(max(at, 0), len(edges)))
+    return at + (value - edges[at]) / (edges[at + 1] - edges[at])
 
 
 def interval_strip(value: float, low: float, high: float, marks: dict[str, float]) -> Html:

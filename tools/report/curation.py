@@ -9,6 +9,7 @@ from tools.report.charts import Axis, Series, histogram, line_chart
 from tools.report.html import Html, details, element, join, table
 from tools.report.outliers import outlier_parts
 from tools.report.pictures import sample_picture
+from tools.report.scores import score_parts
 from tools.report.sources import CurationReport, Dataset, Entries, SampleReference
 
 NUM_TOP_ROWS = 20
@@ -40,6 +41,7 @@ def dataset_section(dataset: Dataset, heading: str) -> Html:
         *outlier_parts(report, _card),
         *language_parts(report),
         search_part(report),
+        *score_parts(report, _card),
         element("h3", "Sizes before and after"),
         _histograms(report),
         element("h3", "Samples, kept and dropped"),

@@ -150,6 +150,33 @@ class Duplicates(_Read):
     groups: list[DuplicateGroup]
 
 
+class FloatHistogram(_Read):
+    """Counts a bin: edges[i] <= value < edges[i + 1]; what is beyond is in the last or first."""
+
+    edges: list[float]
+    before: list[int]
+    after: list[int]
+
+
+class ScoredSample(BestSample):
+    """A sample with the value that a rule judged it by."""
+
+    value: float
+
+
+class RuleScores(_Read):
+    """How the values lie that a rule judged by."""
+
+    column: str
+    num_scored: int
+    num_left: int
+    left: tuple[float, float] | None  # least and largest value that the rule left
+    dropped: tuple[float, float] | None  # and that it dropped
+    histogram: FloatHistogram
+    lowest: list[ScoredSample]
+    highest: list[ScoredSample]
+
+
 class FrequentCaption(_Read):
     """A caption of several samples, and what became of those: "kept" or reason -> samples."""
 
@@ -204,6 +231,7 @@ class CurationReport(_Read):
     duplicates: dict[str, Duplicates] = {}
     outliers: dict[str, FarEnd] = {}
     captions: dict[str, list[FrequentCaption]] = {}
+    scores: dict[str, RuleScores] = {}
     languages: Languages | None = None
     caption_sample: list[tuple[str, str, str]] = []  # caption, outcome, language
     shards: ShardTotals
