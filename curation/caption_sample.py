@@ -12,6 +12,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from configs import draws
 
 NUM_CAPTIONS = 2000
@@ -23,22 +26,24 @@ Sampled = tuple[int, str, str, str]  # hash of uid, uid (hex), caption, outcome
 
 def sample_captions(
     uids: Sequence[bytes],
-    captions: Sequence[str | None],
-    outcomes: Sequence[str],
+    captions: npt.ArrayLike,
+    outcomes: npt.ArrayLike,
+    is_readable: npt.NDArray[np.bool_],
     *,
     seed: int,
     num_in_pool: int,
 ) -> list[Sampled]:
-    """Return what one shard hands over; a caption that is None (unreadable) is no candidate."""
+    """Return what one shard hands over; one entry a sample, what is not readable is left out."""
     if not len(uids):
         return []
-    ranks = draws.bits(seed, "report/caption", *draws.uid_words(uids)).tolist()
-    below = (1 << 64) * 2 * NUM_CAPTIONS // max(num_in_pool, 1)
-    return first_captions(
-        (rank, uid.hex(), caption[:MAX_CHARACTERS], outcome)
-        for rank, uid, caption, outcome in zip(ranks, uids, captions, outcomes, strict=True)
-        if caption is not None and rank < below
-    )
+    rank_n = draws.bits(seed, "report/caption", *draws.uid_words(uids))
+    highest = min((1 << 64) * 2 * NUM_CAPTIONS // max(num_in_pool, 1), (1 << 64) - 1)
+    found = []
+    captions, outcomes = np.asarray(captions, object), np.asarray(outcomes, object)
+    for i in np.flatnonzero((rank_n <= np.uint64(highest)) & is_readable).tolist():
+        caption = str(captions[i])[:MAX_CHARACTERS]
+        found.append((int(rank_n[i]), uids[i].hex(), caption, str(outcomes[i])))
+    return first_captions(found)
 
 
 def first_captions(captions: Any) -> list[Sampled]:

@@ -127,8 +127,9 @@ def report_shard(task: ReportTask) -> ShardReport:
         samples=_references(task, index, outcomes),
         captions=sample_captions(
             index["uid"].to_pylist(),
-            [text if can else None for text, can in zip(captions, readable, strict=True)],
-            outcomes.tolist(),
+            captions,
+            outcomes,
+            readable,
             seed=task.seed,
             num_in_pool=task.num_in_pool,
         ),

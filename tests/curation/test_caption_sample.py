@@ -2,6 +2,8 @@
 
 import hashlib
 
+import numpy as np
+
 from curation.caption_sample import (
     MAX_CHARACTERS,
     NUM_CAPTIONS,
@@ -13,6 +15,7 @@ from curation.caption_sample import (
 NUM = 5 * NUM_CAPTIONS
 UIDS = [hashlib.blake2b(str(i).encode(), digest_size=16).digest() for i in range(NUM)]
 CAPTIONS = [None if i % 10 == 0 else f"caption number {i} " + "x" * i for i in range(NUM)]
+READABLE = np.arange(NUM) % 10 > 0
 OUTCOMES = ["no image" if i % 10 == 0 else "kept" if i % 3 else "rule/why" for i in range(NUM)]
 
 
@@ -21,6 +24,7 @@ def sampled(size: int) -> tuple[list, int]:
     parts = [
         sample_captions(
             UIDS[i : i + size], CAPTIONS[i : i + size], OUTCOMES[i : i + size],
+            READABLE[i : i + size],
             seed=3, num_in_pool=NUM,
         )
         for i in range(0, NUM, size)
