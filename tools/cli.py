@@ -69,7 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
         module = importlib.import_module(f"tools.commands.{name}")
         command = commands.add_parser(
             name,
-            help=module.SUMMARY.rstrip(".").lower(),
+            help=module.SUMMARY[0].lower() + module.SUMMARY[1:].rstrip("."),
             description=module.SUMMARY,
             epilog=module.EPILOG,
             formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -189,8 +189,6 @@ def test_the_small_recipes_spend_less_than_half_of_the_full_ones_flops():
             for s in stages
         )
 
-    samples = {Stages.of(load(f"small/{n}")).num_samples for n in ("full", "clipa", "flip")}
-    assert len(samples) == 1
     assert 2 * flops("clipa") <= flops("full")
     assert 2 * flops("flip") <= flops("full")
 
