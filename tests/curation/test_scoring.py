@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +16,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from configs.errors import DataError, UsageError
-from configs.load import validate
+from configs.load import to_yaml, validate
 from curation.engine import Engine, Resources
 from curation.index import add_columns, index_path, read_index_info
 from curation.job import curate, dry_run
@@ -233,3 +237,32 @@ def test_decisions_follow_a_score_that_was_made_again_and_refuse_two_makers(fold
             with pytest.raises(DataError, match="'brightness' was made by two models or settings"):
                 curate(config)
     assert curate(config).counts["num_kept"] == 0
+
+
+@pytest.mark.soak
+def test_a_job_killed_at_any_moment_goes_on_to_the_bytes_of_one_actor(
+    pool, tars, tmp_path, small_model
+):
+    """A model, two actors, the driver killed once some shards are done, against one actor."""
+    folders = [shutil.copytree(pool / "train", tmp_path / name) for name in ("once", "killed")]
+    assert "of which 0 were scored before" in run(by_model(folders[0], small_model, actors=1))
+    config = by_model(folders[1], small_model, actors=2)
+    path = tmp_path / "score.yaml"
+    path.write_text(to_yaml(config))
+    for pattern in ("0000?.index.parquet", "0000?.index.clip_text.npy"):
+        driver = subprocess.Popen(
+            [sys.executable, "-m", "tools.cli", "score", str(path)],
+            cwd=Path(__file__).resolve().parents[2],
+            env={**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address},
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        deadline = time.monotonic() + 400
+        while driver.poll() is None and time.monotonic() < deadline:
+            if list(folders[1].glob(pattern)):
+                break
+            time.sleep(0.002)
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()
+    run(config)
+    assert tars.hashes(folders[1]) == tars.hashes(folders[0])
