@@ -1,8 +1,12 @@
-"""Imports without what they bring along and nothing here uses: a second of each worker's start."""
+"""Imports without what they bring along and nothing here uses: a second of each worker's start; and
+imports that a cancelled task does not leave half done.
+"""
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.abc import MetaPathFinder
@@ -32,3 +36,20 @@ def kept_out(name: str) -> Iterator[None]:
         yield
     finally:
         sys.meta_path.remove(finder)
+
+
+@contextmanager
+def whole_imports() -> Iterator[None]:
+    """Let nothing interrupt what is imported.
+
+    Ray cancels a task by an interrupt of its worker, which goes on to other tasks. Packages whose
+    modules import each other (numba) cannot be imported again after half an import.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # interrupts come to the main thread
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import importlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ from curation.index import (
     read_index_info,
     write_index,
 )
+from curation.lean import whole_imports
 from curation.rows import RowBuilder
 from curation.shards import TarDamageError, read_batches
 from curation.spans import GzipReader, SpanReader, open_tar
@@ -189,6 +191,8 @@ def _no_cycles() -> Iterator[None]:
 
 def _scan(task: ScanTask, reader: SpanReader) -> tuple[pa.Table, IndexInfo]:
     shard, damage = task.input, None
+    with whole_imports():  # before the walk does, which may be cancelled
+        importlib.import_module("curation.kernels")
     builder = RowBuilder(
         reader,
         source=shard.source,

@@ -209,7 +209,12 @@ def test_a_models_score_is_a_column_to_rules_and_a_value_in_the_decisions(
     assert run(scoring).splitlines()[1:] == text.splitlines()[1:]
     assert tars.hashes(folder) == indexes
     assert "prediction: 120 of 240 samples" in dry_run(config)
-    assert curate(config).counts["num_kept"] == 120  # a picture is of one grey: entropy 0
+    report = curate(config)
+    assert report.counts["num_kept"] == 120  # a picture is of one grey: entropy 0
+    found = report.content["scores"]["top_fraction"]
+    assert (found["column"], found["num_scored"], found["num_left"]) == ("clip_score", 240, 120)
+    assert found["dropped"][1] <= found["left"][0] < found["left"][1]
+    assert {sample["outcome"] for sample in found["highest"]} == {"kept"}
     parts = [pq.read_table(p) for p in (Path(config.output + ".work") / "decisions").rglob("*.p*")]
     decisions = pa.concat_tables(parts)
     assert decisions["score.value"].to_pylist() == [0.0] * 240
