@@ -70,6 +70,22 @@ def test_kdist_and_slof_by_hand():
     assert slof[3] == pytest.approx((math.sqrt(1.5) + math.sqrt(3)) / 2, abs=1e-3)
 
 
+@pytest.mark.parametrize("detector", ["kdist", "slof", "dao"])
+def test_few_samples_of_a_direction_of_their_own_are_found_and_more_than_k_are_not(detector):
+    """Of 1,000 around five centers 8 lie around a sixth: fewer than the 16 neighbours; then 40."""
+    rng = np.random.default_rng(3)
+    centers = np.linalg.qr(rng.standard_normal((32, 6)))[0].T
+    found = {}
+    for few in (8, 40):
+        of = np.append(rng.integers(5, size=1000), np.full(few, 5))
+        array = (centers[of] + 0.1 * rng.standard_normal((len(of), 32))).astype(np.float16)
+        values = scores(array, detector, k=16, estimator="mle")
+        above = values[of == 5][:, None] > values[of < 5][None, :]
+        found[few] = above.mean()  # AUROC
+    assert found[8] == 1
+    assert found[40] < 0.95
+
+
 def test_equal_vectors_count_as_the_most_suspicious():
     array = np.concatenate([np.repeat([[1, 2, 3]], 8, axis=0), np.eye(3)]).astype(np.float16)
     assert neighbours(array, 3)[1][0].tolist() == [0, 0, 0]
