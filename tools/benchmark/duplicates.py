@@ -32,7 +32,7 @@ def dropped_by(folder: Path, output: Path, rules: list[dict[str, Any]]) -> set[s
     tree = {
         "name": "duplicates",
         "output": str(output),
-        "sources": [{"name": "index", "shards": str(folder)}],
+        "sources": [{"name": folder.resolve().name, "shards": str(folder)}],
         "rules": [{"name": "decodable"}, *rules],
         "stages": ["scan", "decide"],
         "engine": {"num_workers": 1},

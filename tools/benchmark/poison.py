@@ -136,7 +136,8 @@ def scores_of(folder: Path) -> list[tuple[int, int, dict[str, dict[str, float]]]
     tree = {
         "name": "poison",
         "output": str(folder / "curated"),
-        "sources": [{"name": "index", "shards": str(folder / "pool")}],
+        # The source as `pairmill index` calls it: under another name the shard is scanned anew.
+        "sources": [{"name": "pool", "shards": str(folder / "pool")}],
         "rules": rules,
         "stages": ["scan", "decide"],
         "engine": {"num_workers": 1},
