@@ -81,7 +81,7 @@ def text_overlap(
 
     Models learn to read such pairs rather than to see. The text is read by RapidOCR (ocr.py); words
     match as `overlap` says. `area` is the share of the picture that boxes around text take. Needs
-    `pip install 'pairmill[ocr]'`; reading costs about as much as a large model on a CPU.
+    `pip install 'pairmill[ocr]'`.
     """
     return _TextOverlap({"column": column, "area": area}, min_similarity)
 
