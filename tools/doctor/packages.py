@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from tools.doctor.findings import Finding, note, ok, problem
 
 _PARTS = {"": "curate, submit", "pretrain": "pretrain", "evaluate": "evaluate"}
-_EXTRAS = ("vectors", "remote", "wandb", "demo")  # each for one thing alone
+_EXTRAS = ("vectors", "remote", "wandb", "ocr", "demo")  # each for one thing alone
 
 
 def check_python() -> Iterator[Finding]:
