@@ -31,7 +31,7 @@ def give_vectors(folder, *, scale=1.0):
 @pytest.fixture
 def rules(tmp_path):
     """Every selector, one after the other."""
-    np.save(tmp_path / "targets.npy", np.random.default_rng(1).standard_normal((12, DIM)))
+    np.save(tmp_path / "targets.npy", np.random.default_rng(1).standard_normal((5, DIM)))
     target = str(tmp_path / "targets.npy")
     return [
         {"name": "caption_length", "min_words": 2},
@@ -39,7 +39,7 @@ def rules(tmp_path):
          "missing": "drop"},
         {"name": "image_based"},
         {"name": "semdedup", "vectors": "image", "max_similarity": 0.99, "keep": ["easy"]},
-        {"name": "semantic_balance", "vectors": "image", "max_per_cluster": 4},
+        {"name": "semantic_balance", "vectors": "image", "max_per_cluster": 3},
         {"name": "poison", "vectors": "image", "k": 2, "remove": 0.1},
         {"name": "m4", "keep_fraction": 0.8,
          "sensitive": [{"attribute": "red", "share": 0.5, "words": ["red", "big", "cat"]}]},
