@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from configs.publish import publish_text
 from evaluation.result import BASELINE
@@ -113,12 +113,14 @@ def _headlines(
     cards: list[tuple[str, str]] = []
     for dataset in datasets[:1]:
         report = dataset.report
-        cards.append((f"{report.num_kept:,}", f"samples kept of {report.num_read:,}"))
+        who = f"{report.name}: " if len(datasets) > 1 else ""
+        cards.append((f"{report.num_kept:,}", f"{who}samples kept of {report.num_read:,}"))
     for run in runs[:1]:
         trained = [row for row in run.rows if "loss" in row]
         if trained:
             last = trained[-1]
-            said = f"loss after {last['samples_seen']:,.0f} samples"
+            who = f"{run.folder.name}: " if len(runs) > 1 else ""
+            said = f"{who}loss after {last['samples_seen']:,.0f} samples"
             cards.append((f"{last['loss']:.2f}", said))
     first_metrics = {"zero_shot": "top1", "retrieval": "t2i_recall@10"}
     chosen = [
@@ -127,7 +129,11 @@ def _headlines(
         if row.checkpoint != BASELINE and row.metric == first_metrics.get(row.method)
     ]
     for row in chosen[:MAX_HEADLINES]:
-        said = f"{metric_label(row.metric)} on {row.dataset} (chance {percent(row.chance or 0)})"
+        who = (
+            f"{PurePath(row.checkpoint).name}: " if len({r.checkpoint for r in chosen}) > 1 else ""
+        )
+        measured = f"{metric_label(row.metric)} on {row.dataset}"
+        said = f"{who}{measured} (chance {percent(row.chance or 0)})"
         cards.append((percent(row.value), said))
     if not cards:
         return None
