@@ -13,14 +13,13 @@ import pyarrow as pa
 from pydantic import Field
 
 from configs import draws
-from curation.dedup.exchange import give, merge_files, take
+from curation.dedup.exchange import SHARDS_PER_BUCKET, give, merge_files, take
 from curation.dedup.kinds import caption_digest, digest_words
 from curation.dedup.links import number_pairs
 from curation.filters.base import Judgement, first_reason
 from curation.global_rules.base import GlobalRule, Pool, ShardPart, Solution, global_rules
 
 RECORDS_PER_PARTITION = 4_000_000
-SHARDS_PER_BUCKET = 64
 REASON = "too frequent"
 COUNT = "count"
 _NO_CAPTION = bytes(16)

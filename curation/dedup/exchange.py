@@ -24,8 +24,21 @@ if TYPE_CHECKING:  # global_rules imports curation/selectors, which import this
     from curation.global_rules.base import Pool
 
 MAX_FILES = 512
+SHARDS_PER_BUCKET = 64
 _TAKERS = b"takers"
 _OPTIONS = pa.ipc.IpcWriteOptions(compression="zstd")
+
+
+@dataclass(frozen=True)
+class Collect:
+    """Take what the files `paths` hold for one bucket of shards, and publish it at `result`."""
+
+    paths: tuple[Path, ...]
+    bucket: int
+    result: Path
+
+    def __str__(self) -> str:
+        return f"shards {self.bucket * SHARDS_PER_BUCKET} and on"
 
 
 def give(path: Path, table: pa.Table, takers: npt.NDArray[np.int64]) -> None:

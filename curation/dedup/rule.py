@@ -28,7 +28,7 @@ from pydantic import Field
 from configs import draws
 from configs.errors import ConfigError
 from configs.publish import publish_text
-from curation.dedup.exchange import give, merge_files, take
+from curation.dedup.exchange import SHARDS_PER_BUCKET, Collect, give, merge_files, take
 from curation.dedup.kinds import PIXEL_KINDS, Kind, KindName, make_kind
 from curation.dedup.links import IntArray, number_pairs
 from curation.dedup.ranks import RANK_COLUMNS, UID_BYTES, Policy, make_ranks, rank_positions
@@ -37,7 +37,6 @@ from curation.global_rules.base import GlobalRule, Pool, ShardPart, Solution, gl
 
 # A partition is one task: some 100 MB.
 RECORDS_PER_PARTITION = 1_000_000
-SHARDS_PER_BUCKET = 64
 NOT_DECODED = "cannot be decoded"
 DUPLICATE_OF = "duplicate_of"
 DUPLICATE_SHARD = "duplicate_shard"
@@ -197,17 +196,7 @@ def _link(task: _Link) -> tuple[int, int]:
     return num_cut, largest
 
 
-@dataclass(frozen=True)
-class _Collect:
-    paths: tuple[Path, ...]
-    bucket: int
-    result: Path
-
-    def __str__(self) -> str:
-        return f"shards {self.bucket * SHARDS_PER_BUCKET} and on"
-
-
-def _collect(task: _Collect) -> None:
+def _collect(task: Collect) -> None:
     if not task.result.exists():
         dropped = first_of_each(take(task.paths, task.bucket))
         give(task.result, dropped, dropped["shard"].to_numpy().astype(np.int64))
@@ -275,7 +264,7 @@ class Dedup:
     def _collect(self, pool: Pool, linked: list[Path]) -> None:
         paths = tuple(merge_files(pool, linked, step="links"))
         tasks = [
-            _Collect(paths, bucket, dropped_path(pool.folder, bucket))
+            Collect(paths, bucket, dropped_path(pool.folder, bucket))
             for bucket in range(-(-pool.num_shards // SHARDS_PER_BUCKET))
         ]
         for _ in pool.run(_collect, tasks, step="collect", unit="buckets"):

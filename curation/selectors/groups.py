@@ -22,9 +22,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from configs.publish import publish_text, published_file
-from curation.dedup.exchange import give, merge_files, take
+from curation.dedup.exchange import SHARDS_PER_BUCKET, Collect, give, merge_files, take
 from curation.dedup.ranks import UID_BYTES
-from curation.dedup.rule import SHARDS_PER_BUCKET
 from curation.global_rules.base import Pool, ShardPart
 
 IntArray = npt.NDArray[np.int64]
@@ -189,17 +188,7 @@ def _work(task: _Partition) -> dict[str, int]:
     return dict(json.loads(done.read_text()))
 
 
-@dataclass(frozen=True)
-class _Collect:
-    paths: tuple[Path, ...]
-    bucket: int
-    result: Path
-
-    def __str__(self) -> str:
-        return f"shards {self.bucket * SHARDS_PER_BUCKET} and on"
-
-
-def _collect(task: _Collect) -> None:
+def _collect(task: Collect) -> None:
     if not task.result.exists():
         found = take(task.paths, task.bucket)
         order = pc.sort_indices(found, [("shard", "ascending"), ("uid", "ascending")])
@@ -262,7 +251,7 @@ def _work_on_partitions(
             sums[name] = sums.get(name, 0) + number
     collect = tuple(merge_files(pool, [t.result for t in tasks], step="results"))
     buckets = [
-        _Collect(collect, bucket, _found_path(pool.folder, bucket))
+        Collect(collect, bucket, _found_path(pool.folder, bucket))
         for bucket in range(-(-pool.num_shards // SHARDS_PER_BUCKET))
     ]
     for _ in pool.run(_collect, buckets, step="collect", unit="buckets"):
