@@ -145,7 +145,7 @@ def disturb(number: int, steps: int, model_file, tmp_path, small_disk, monkeypat
             paths[name].write_text(to_yaml(config))
         codes, said = start(paths["whole"], {"kind": "none"})
         assert codes == [0, 0], said
-        run, damaged = disk / "run", set()
+        run, damaged, last = disk / "run", set(), None
         for fault in faults(rng, number):
             began = time.monotonic()
             shutil.rmtree(cache, ignore_errors=True)
@@ -153,15 +153,15 @@ def disturb(number: int, steps: int, model_file, tmp_path, small_disk, monkeypat
                 print(fault, "left out: no disk of its own can be mounted here")
                 continue
             if fault["kind"] == "damage":
-                if (
-                    len(usable_checkpoints(run / "checkpoints")) < 2
-                ):  # the one before has to be there
+                # A start has to meet the last damage, and to find a checkpoint before this one.
+                if last == "damage" or len(usable_checkpoints(run / "checkpoints")) < 2:
                     check_outcome(STOP, *start(paths["run"], STOP))
-                damaged.add(damage(run, rng, fault["how"]))  # the next start meets it
+                damaged.add(damage(run, rng, fault["how"]))
             else:
                 codes, said = start(paths["run"], fault)
                 check_outcome(fault, codes, said)
                 (run / "filler").unlink(missing_ok=True)
+            last = fault["kind"]
             print(f"{fault} in {time.monotonic() - began:.0f} s")
         codes, said = start(paths["run"], {"kind": "none"})
         assert codes == [0, 0], said
