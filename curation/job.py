@@ -26,6 +26,7 @@ from curation.config import CurateConfig, find_inputs
 from curation.decide import decide
 from curation.engine import Engine
 from curation.filters.base import Needs, needs_of
+from curation.global_rules.base import warnings_of
 from curation.index import IndexInfo, remove_index_leftovers
 from curation.manifest import Manifest, manifest_of_tars, read_manifest
 from curation.predict import predict
@@ -46,6 +47,7 @@ class CurationReport:
     counts: dict[str, Any]
     manifest: Manifest | None = None
     content: dict[str, Any] | None = None
+    warnings: Sequence[str] = ()  # of the global rules
 
     def text(self) -> str:
         """Return the counts as a short table."""
@@ -58,6 +60,7 @@ class CurationReport:
         width = max(len(name) for name, _ in rows)
         lines = [f"{name:<{width}}  {n:>13,}  {n / max(read, 1):>7.1%}" for name, n in rows]
         lines += [f"shard not read: {why}" for why in self.counts["quarantined"]]
+        lines += [f"warning: {said}" for said in self.warnings]
         if self.manifest:
             lines.append(
                 f"{self.output}: {self.manifest.num_samples:,} samples in "
@@ -97,7 +100,14 @@ def curate(config: CurateConfig) -> CurationReport:
         if "report" in config.stages:
             assert decided is not None
             content = report(config, scanned, decided, engine)
-    return CurationReport(Path(config.output), _counts(scanned, decided), manifest, content)
+    solutions = {} if decided is None else json.loads(work.solutions_file.read_text())
+    return CurationReport(
+        Path(config.output),
+        _counts(scanned, decided),
+        manifest,
+        content,
+        warnings_of(solutions),
+    )
 
 
 def scan(

@@ -26,6 +26,7 @@ from curation.config import CurateConfig
 from curation.decide import decide
 from curation.engine import Engine
 from curation.filters.base import needs_of
+from curation.global_rules.base import warnings_of
 from curation.imbalance import head_tail_histogram, imbalance
 from curation.index import digest_of_index, read_index_file, read_index_info
 from curation.rules import Rules
@@ -209,6 +210,7 @@ def _text(config: CurateConfig, decided: pa.Table, num_bytes: int, scale: float)
     for label, values in solutions.items():
         if "target_size" in values:
             lines.append(f"{label}: t = {values['t'] * scale:,.6g} for the target size")
+    lines += [f"warning: {said}" for said in warnings_of(solutions)]
     if Rules.of(config).balancer:
         lines += _histogram(read_parquet(work.entry_counts), scale)
     return lines

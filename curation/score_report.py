@@ -23,7 +23,14 @@ if TYPE_CHECKING:  # a worker does not need it, and it takes long to import
     from curation.config import CurateConfig
 
 # Name of a rule -> its value in the decisions that it judges by.
-VALUES = {"score": "value", "top_fraction": "score", "wfpp": "score", "poison": "score"}
+VALUES = {
+    "score": "value",
+    "top_fraction": "score",
+    "wfpp": "score",
+    "poison": "score",
+    "semdedup": "similarity",
+    "clipcov": "score",
+}
 NUM_SHOWN = 12
 NUM_BINS = 40
 _TAIL = 0.001  # of the values, beyond the first and the last edge

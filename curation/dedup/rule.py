@@ -259,7 +259,15 @@ class Dedup:
         for folder in pool.folder.iterdir():
             if folder.is_dir() and folder.name != "dropped":
                 shutil.rmtree(folder)
-        return {"max_band": self._settings.max_band, "kinds": cut}
+        content: dict[str, Any] = {"max_band": self._settings.max_band, "kinds": cut}
+        said = [
+            f"{name}: {n:,} buckets hold more than {self._settings.max_band:,} different items "
+            f"(max_band; the largest {found['largest_cut_band']:,}), and each of those is compared "
+            "with that many best only"
+            for name, found in cut.items()
+            if (n := found["num_cut_bands"])
+        ]
+        return {**content, "warnings": said} if said else content
 
     def _collect(self, pool: Pool, linked: list[Path]) -> None:
         paths = tuple(merge_files(pool, linked, step="links"))

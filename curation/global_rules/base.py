@@ -28,7 +28,7 @@ Rules of the game:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -159,6 +159,11 @@ class Solution:
     folder: Path
 
 
+def warnings_of(solutions: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return what the solutions of a job (label -> values) warn of: "LABEL: what"."""
+    return [f"{label}: {said}" for label, v in solutions.items() for said in v.get("warnings", ())]
+
+
 class GlobalRule(Protocol):
     """A rule that judges each sample by the whole pool. See above; small and picklable or not:
     it is built anew in each worker, once.
@@ -191,7 +196,10 @@ class GlobalRule(Protocol):
         ...
 
     def solve(self, pool: Pool) -> dict[str, Any]:
-        """Return the solution as a small JSON object; larger things lie in `pool.folder`."""
+        """Return the solution as a small JSON object; larger things lie in `pool.folder`.
+
+        `warnings` in it are sentences for the user: what came out other than asked for.
+        """
         ...
 
     def apply(self, part: ShardPart, solution: Solution) -> Judgement:

@@ -23,6 +23,7 @@ one task, and the budget is the k highest of all (selection.py). Ties: the small
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,7 +33,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import Field
 
-from configs.errors import ConfigError
+from configs.errors import ConfigError, DataError
 from curation.filters.base import Judgement, first_reason
 from curation.global_rules.base import GlobalRule, Pool, ShardPart, Solution, global_rules
 from curation.global_rules.selection import Bound, Keys, key_of_float, select_smallest
@@ -40,7 +41,14 @@ from curation.global_rules.top_fraction import num_wanted
 from curation.selectors.clusters import NO_VECTOR, Missing
 from curation.selectors.cosines import Float32Array, Float64Array, IntArray, unit
 from curation.selectors.files import file_digest, read_centroids
-from curation.selectors.groups import Group, GroupWork, found, work_on_groups
+from curation.selectors.groups import (
+    Group,
+    GroupWork,
+    Members,
+    MembersOf,
+    found,
+    work_on_groups,
+)
 from curation.selectors.in_clusters import InClusters, check_clusters
 
 SCORE, PICK = "score", "pick"
@@ -111,11 +119,34 @@ def pick_class(
     """Return of each sample of a class the score at which it is picked, and which pick it is."""
     images, texts, labels, block = argument
     image, text = unit(group.vectors[images]), unit(group.vectors[texts])
-    prompt = read_centroids(labels, image.shape[1])[group.number] if labels else None
+    prompt = None
+    if labels:
+        row = slice(group.number, group.number + 1)
+        prompt = read_centroids(labels, image.shape[1], rows=row)[0]
     order, at = greedy(image, text, labels_of(image, text, prompt), block)
     score, pick = np.empty(len(order)), np.empty(len(order), np.int64)
     score[order], pick[order] = at, np.arange(len(order))
     return group.result(**{SCORE: score, PICK: pick}), {}
+
+
+@dataclass(frozen=True)
+class _Labelled:
+    """The members of classes, each of which has its row in a file of labels."""
+
+    members_of: MembersOf
+    labels: Path
+    num_labels: int
+
+    def __call__(self, part: ShardPart) -> Members:
+        members = self.members_of(part)
+        largest = int(members.group.max(initial=0))
+        if largest >= self.num_labels:
+            raise DataError(
+                f"{self.labels}: got {self.num_labels:,} rows, and {part.place} has a sample of "
+                f"cluster {largest}; expected a row for each cluster, in their order (the file "
+                "that `clusters` got as `centroids`)."
+            )
+        return members
 
 
 def _keys_of(part: ShardPart, folder: Path) -> Keys:
@@ -158,13 +189,18 @@ class ClipCov:
 
     def solve(self, pool: Pool) -> dict[str, Any]:
         """Order each class; find the last of all that are picked."""
-        members = InClusters(self._clusters, (), needs=self._names)
+        members: MembersOf = InClusters(self._clusters, (), needs=self._names)
+        if self._labels:
+            num_labels = len(read_centroids(self._labels, None))
+            members = _Labelled(members, self._labels, num_labels)
         argument = (*self._names, self._labels, self._block)
         sums = work_on_groups(pool, GroupWork(members, self._names, pick_class, argument))
         num = sums["num_samples"]
         k = num_wanted(num, self._fraction) if self._fraction else min(num, self._size or 0)
         content: dict[str, Any] = {**sums, "num_wanted": k, "bound": None}
         content["num_without_vector"] = pool.num_samples - num
+        if num < (self._size or 0):
+            content["warnings"] = [f"size {self._size:,}: only {num:,} samples can be picked from"]
         if k:
             keys_of = partial(_keys_of, folder=pool.folder)
             content["bound"] = list(select_smallest(pool, keys_of, {"": num}, {"": k})[""])

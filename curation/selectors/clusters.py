@@ -20,7 +20,7 @@ import xxhash
 from pydantic import Field
 
 from configs import draws
-from configs.errors import ConfigError
+from configs.errors import ConfigError, DataError
 from configs.publish import published_file
 from curation.filters.base import Judgement, first_reason
 from curation.global_rules.base import GlobalRule, Pool, ShardPart, Solution, global_rules
@@ -56,7 +56,7 @@ class _Sample:
 
 
 def _sample_path(folder: Path, shard: int) -> Path:
-    return folder / "sample" / f"{shard:08d}.npy"
+    return folder / f"{shard:08d}.npy"
 
 
 def _sample(part: ShardPart, task: _Sample) -> tuple[int, int, int]:
@@ -98,8 +98,9 @@ def _train(task: _Train) -> None:
         return
     rows = np.concatenate([np.load(path, allow_pickle=False) for path in task.paths])
     keys = np.ascontiguousarray(rows[:, :24]).view("S24")[:, 0]  # as bytes: draw, then uid
-    rows = rows[np.argsort(keys, kind="stable")[: task.num_wanted]]
-    vectors = np.ascontiguousarray(rows[:, 24:]).view(np.float16)
+    order = np.argsort(keys, kind="stable")[: task.num_wanted]
+    vectors = np.ascontiguousarray(rows[order, 24:]).view(np.float16)
+    del rows  # before the floats of `train`
     assert task.settings.num_clusters is not None
     found = train(vectors, task.settings.num_clusters, iterations=task.settings.iterations)
     with published_file(task.result) as file:
@@ -116,8 +117,11 @@ class _Targets:
         return str(self.target)
 
 
-def _count_targets(task: _Targets) -> None:
-    """Publish how many vectors of the target set are nearest to each centroid."""
+def _count_targets(task: _Targets) -> tuple[int, int]:
+    """Publish how many vectors of the target set are nearest to each centroid.
+
+    Returns the number of its rows, and how many of them are vectors.
+    """
     centroids = np.load(task.centroids, allow_pickle=False)
     targets = read_file(task.target, centroids.shape[1])
     counts = np.zeros(len(centroids), np.int64)
@@ -126,8 +130,15 @@ def _count_targets(task: _Targets) -> None:
         some = some[has_vector(some)]
         some = some / np.linalg.norm(some, axis=1, keepdims=True)
         counts += np.bincount(nearest(some.astype(np.float16), centroids)[0], minlength=len(counts))
+    num = int(counts.sum())
+    if not num:
+        raise DataError(
+            f"{task.target}: none of its {len(targets):,} rows is a vector: all are zero or not "
+            "finite. Make the vectors of the target set with `pairmill score`."
+        )
     with published_file(task.result) as file:
         np.save(file, counts, allow_pickle=False)
+    return len(targets), num
 
 
 class Clusters:
@@ -155,38 +166,74 @@ class Clusters:
     def solve(self, pool: Pool) -> dict[str, Any]:
         """Find the centroids."""
         s = self._settings
-        wanted = 0 if s.centroids else (s.num_clusters or 0) * s.train_per_cluster
-        share = min(1.0, (wanted + 4 * math.sqrt(wanted)) / max(1, pool.num_samples))
-        num_with = dim = 0
-        paths = []
-        for number, found in pool.map(
-            _sample, _Sample(pool.folder, s.vectors, share), step="sample"
-        ):
-            num_with, dim = num_with + found[0], max(dim, found[1])
-            if found[2]:
-                paths.append(_sample_path(pool.folder, number))
+        paths, num_with, dim = self._draw(pool)
         result = pool.folder / "centroids.npy"
         if s.centroids or not paths:
             made = read_centroids(s.centroids, dim or None) if s.centroids else np.zeros((0, dim))
             with published_file(result) as file:
                 np.save(file, made.astype(np.float16), allow_pickle=False)
         else:
-            task = _Train(tuple(sorted(paths)), s, wanted, result)
+            task = _Train(paths, s, self._num_wanted, result)
             for _ in pool.run(_train, [task], step="k-means", unit="trainings"):
                 pass
         centroids = np.load(result, allow_pickle=False)
-        if s.target and len(centroids):
-            targets = _Targets(s.target, result, pool.folder / "targets.npy")
-            for _ in pool.run(_count_targets, [targets], step="targets", unit="files"):
-                pass
-        shutil.rmtree(pool.folder / "sample", ignore_errors=True)
-        return {
+        content: dict[str, Any] = {
             "num_clusters": len(centroids),
             "dim": dim,
             "num_with_vector": num_with,
             "num_without_vector": pool.num_samples - num_with,
             "centroids_digest": xxhash.xxh3_128_hexdigest(centroids.data),
         }
+        said = []
+        if len(centroids) < (s.num_clusters or 0):
+            said.append(
+                f"{len(centroids):,} clusters where {s.num_clusters:,} were asked for: "
+                f"{num_with:,} samples have a vector, and equal centroids are one"
+            )
+        if s.target and len(centroids):
+            targets = _Targets(s.target, result, pool.folder / "targets.npy")
+            for _, (num_rows, num_targets) in pool.run(
+                _count_targets, [targets], step="targets", unit="files"
+            ):
+                content["num_targets"] = num_targets
+                if num_targets < num_rows:
+                    said.append(
+                        f"{num_rows - num_targets:,} of the {num_rows:,} vectors of the target set "
+                        "are zero or not finite, and are not counted"
+                    )
+        shutil.rmtree(pool.folder / "sample", ignore_errors=True)
+        return {**content, "warnings": said} if said else content
+
+    @property
+    def _num_wanted(self) -> int:
+        """How many samples k-means trains on."""
+        s = self._settings
+        return 0 if s.centroids else (s.num_clusters or 0) * s.train_per_cluster
+
+    def _draw(self, pool: Pool) -> tuple[tuple[Path, ...], int, int]:
+        """Draw the samples to train on: their files, how many of the pool have a vector, and dim.
+
+        The share is that of the pool; where so many lack a vector that too few are found, it is
+        that of the samples with one; and then all are taken.
+        """
+        wanted = self._num_wanted
+        aim = wanted + 4 * math.sqrt(wanted)  # to have enough, whatever the hash draws
+        num_with, dim, share = pool.num_samples, 0, -1.0
+        for turn, enough in enumerate((wanted, self._settings.num_clusters or 0, 0)):
+            before, share = share, min(1.0, aim / max(1, num_with)) if turn < 2 else 1.0
+            if share == before:
+                continue
+            folder = pool.folder / "sample" / f"{turn}"
+            task = _Sample(folder, self._settings.vectors, share)
+            found = dict(pool.map(_sample, task, step="sample"))
+            num_with, dim = (
+                sum(n for n, _, _ in found.values()),
+                max(d for _, d, _ in found.values()),
+            )
+            if sum(n for _, _, n in found.values()) >= min(enough, num_with):
+                break
+        numbers = sorted(number for number, (_, _, num) in found.items() if num)
+        return tuple(_sample_path(folder, number) for number in numbers), num_with, dim
 
     def apply(self, part: ShardPart, solution: Solution) -> Judgement:
         """Say which cluster each sample lies in; drop who has no vector, if that is wanted."""
@@ -228,7 +275,7 @@ def clusters(
     """Say of each sample which cluster of its vectors it lies in: a step that later rules use.
 
     Spherical k-means by faiss on about `num_clusters * train_per_cluster` samples that a hash of
-    (seed, uid) chooses, which stand in the memory of one task (4 bytes a number). Or `centroids`,
+    (seed, uid) chooses, which stand in the memory of one task (6 bytes a number). Or `centroids`,
     an .npy [n, dim]: published ones, or the text vectors of class prompts, which makes the
     clusters a zero-shot classification; a cluster's number is the row. Centroids are unit vectors
     rounded to float16, as the samples' are, and a sample goes to that of the largest cosine, the

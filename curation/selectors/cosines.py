@@ -109,8 +109,9 @@ class Ranked:
 
     def blocks(self) -> Iterator[Block]:
         """Yield all rows but the first, block by block."""
-        for start in range(1, len(self._vectors), _ROWS_AT_ONCE):
-            rows = np.arange(start, min(start + _ROWS_AT_ONCE, len(self._vectors)))
+        step = max(1, min(_ROWS_AT_ONCE, _ELEMENTS_AT_ONCE // max(1, len(self._columns))))
+        for start in range(1, len(self._vectors), step):
+            rows = np.arange(start, min(start + step, len(self._vectors)))
             num = int(np.searchsorted(self._columns, rows[-1]))
             columns = self._columns[:num]
             cosines = self._unit[rows] @ self._column_units[:num].T

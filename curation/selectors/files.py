@@ -57,18 +57,20 @@ def read_file(path: Path, dim: int | None) -> npt.NDArray[Any]:
     return vectors
 
 
-def read_centroids(path: Path, dim: int | None) -> npt.NDArray[np.float16]:
-    """Return the vectors of a file as unit rows, rounded to float16; row i stays row i.
+def read_centroids(
+    path: Path, dim: int | None, *, rows: slice = slice(None)
+) -> npt.NDArray[np.float16]:
+    """Return (some of) the vectors of a file as unit rows, rounded to float16; in their order.
 
     Raises:
         DataError: as `read_file`; or a row is zero or not finite.
     """
-    vectors = np.asarray(read_file(path, dim), np.float32)
+    vectors = np.asarray(read_file(path, dim)[rows], np.float32)
     bad = ~has_vector(vectors)
     if bad.any():
         raise DataError(
-            f"{path}: row {int(bad.argmax())} is zero or not finite, which is no direction. "
-            "Leave it out."
+            f"{path}: row {(rows.start or 0) + int(bad.argmax())} is zero or not finite, which is "
+            "no direction. Leave it out."
         )
     rounded: npt.NDArray[np.float16] = unit(vectors).astype(np.float16)
     return rounded

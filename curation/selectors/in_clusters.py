@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from configs import draws
-from configs.errors import UsageError
+from configs.errors import DataError, UsageError
 from curation.dedup.ranks import RANK_COLUMNS, Policy, join_ranks, rank_part
 from curation.global_rules.base import ShardPart
 from curation.global_rules.selection import key_of_float
@@ -35,9 +35,18 @@ class InClusters:
         names = {name: f"{self.clusters}.{name}" for name in (CLUSTER, SIMILARITY)}
         values = part.values(*names.values()).rename_columns(list(names))
         takes_part = values[CLUSTER].combine_chunks().is_valid().to_numpy(zero_copy_only=False)
+        dims = {}
         for name in self.needs:
             vectors = part.vectors(name)
+            dims[name] = vectors.shape[1]
             takes_part = takes_part & (has_vector(vectors) if len(vectors) else False)
+        if len(set(dims.values())) > 1:
+            (first, dim), *others = dims.items()
+            rest = " and ".join(f"{name!r} {other}" for name, other in others)
+            raise DataError(
+                f"{part.place}: the vectors {first!r} have {dim} dimensions and {rest}; these "
+                "must be vectors of one model: score all of them with one."
+            )
         rows = np.flatnonzero(takes_part).astype(np.int64)
         values = values.take(pa.array(rows)).combine_chunks()
         samples = part.index(*(RANK_COLUMNS if set(self.keep) - set(_OWN) else ["uid"]))
@@ -69,3 +78,15 @@ def check_clusters(samples: pa.Table, rule: str, clusters: str) -> None:
             f"NAME, num_clusters: N}}` before it, or give `clusters:` the name of the one that is "
             "there (a second one is called clusters_2)."
         )
+
+
+def cut_warnings(num_cut: int, max_cluster: int) -> dict[str, list[str]]:
+    """Return what a solution says of clusters in which not all were compared; else nothing."""
+    if not num_cut:
+        return {}
+    hold = "1 cluster holds" if num_cut == 1 else f"{num_cut:,} clusters hold"
+    said = (
+        f"{hold} more than {max_cluster:,} samples to compare with (max_cluster), and each is "
+        "compared with that many best only: give more clusters, or a larger max_cluster"
+    )
+    return {"warnings": [said]}

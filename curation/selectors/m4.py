@@ -13,6 +13,7 @@ sample gets a weight q in [0, Q] of mean eta, the nearest to eta for which
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -36,6 +37,7 @@ WEIGHT, DRAW, _PATTERN = "weight", "drawn", "_pattern"
 _MAX_ATTRIBUTES = 62
 _MAX_PATTERNS = 1_000_000
 _UNKNOWN = -1
+_TOLERANCE = 1e-6  # of a constraint
 _WORD = re.compile(r"\w+")
 
 
@@ -55,6 +57,9 @@ class Attribute(Config):
     def _one_of_them(self) -> Attribute:
         if (self.column is None) == (not self.words):
             raise ValueError(f"attribute {self.attribute!r}: give either `column` or `words`")
+        for words in self.words:
+            if not _tokens(words):
+                raise ValueError(f"attribute {self.attribute!r}: {words!r} has no letter or digit")
         return self
 
 
@@ -176,7 +181,8 @@ class M4:
         )
         q = solved.weights_of(terms)
         before, after = (shares[:, None] * terms).sum(axis=0), (shares * q) @ terms
-        return {
+        excess = np.maximum(np.abs(after) - self._bounds, 0)
+        content = {
             "weights": [solved.multipliers.tolist(), solved.shift],
             "num_steps": solved.num_steps,
             "num_patterns": len(patterns),
@@ -188,8 +194,18 @@ class M4:
                     self._moments.names, before, after, self._bounds, strict=True
                 )
             },
-            "max_violation": float(np.maximum(np.abs(after) - self._bounds, 0).max()),
+            "max_violation": float(excess.max()),
         }
+        said = [] if solved.is_solved else ["the solver was stopped before it had converged"]
+        if excess.max() > _TOLERANCE:
+            names = zip(self._moments.names, np.abs(after), self._bounds, excess, strict=True)
+            broken = [f"{n!r} is {a:.3g}, and {b:g} is the most" for n, a, b, e in names
+                      if e > _TOLERANCE]  # fmt: skip
+            said.append(
+                f"not all constraints can be met (keep_fraction {self._eta:g} of this pool): "
+                f"{'; '.join(broken)}"
+            )
+        return {**content, "warnings": said} if said else content
 
     def apply(self, part: ShardPart, solution: Solution) -> Judgement:
         """Draw each sample by its weight."""
@@ -199,7 +215,7 @@ class M4:
         weights = np.zeros(len(patterns))
         if solution.values["weights"] and not unknown.all():
             multipliers, shift = solution.values["weights"]
-            solved = Weights(np.array(multipliers), shift, self._eta, self._top, 0)
+            solved = Weights(np.array(multipliers), shift, self._eta, self._top, 0, True)
             distinct, at = np.unique(patterns[~unknown], return_inverse=True)
             weights[~unknown] = solved.weights_of(self._moments.terms(distinct))[at]
         words = draws.uid_words(table["uid"].to_pylist())
@@ -240,6 +256,11 @@ def m4(
         raise ConfigError(
             f"m4: {len(sensitive) + len(labels)} attributes; {_MAX_ATTRIBUTES} at most."
         )
+    twice = [
+        name for name, n in Counter(a.attribute for a in (*sensitive, *labels)).items() if n > 1
+    ]
+    if twice:
+        raise ConfigError(f"m4: two attributes are called {twice[0]!r}; give each its own name.")
     if keep_fraction > max_weight:
         raise ConfigError(
             f"m4: keep_fraction {keep_fraction} is the mean of weights of which max_weight "

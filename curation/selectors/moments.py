@@ -37,6 +37,7 @@ class Weights:
     target: float  # eta
     max_weight: float  # Q
     num_steps: int
+    is_solved: bool  # False: stopped after _MAX_STEPS
 
     def weights_of(self, terms: Float64Array) -> Float64Array:
         """Return q of rows of terms [n, constraints]."""
@@ -71,8 +72,8 @@ def balance_moments(
     prices = np.append(bounds / scale, 0)
     step = 1 / np.linalg.eigvalsh(scaled.T @ (shares[:, None] * scaled))[-1]
     at = before = np.zeros(scaled.shape[1])
-    speed, number = 1.0, 0
-    while number < _MAX_STEPS:
+    speed, number, is_solved = 1.0, 0, False
+    while not is_solved and number < _MAX_STEPS:
         number += 1
         faster = (1 + np.sqrt(1 + 4 * speed**2)) / 2
         ahead = at + (speed - 1) / faster * (at - before)
@@ -84,6 +85,6 @@ def balance_moments(
         moved = np.clip(moved, -limit, limit)
         turned_back = ((ahead - moved) * (moved - at)).sum() > 0
         before, at, speed = at, moved, 1.0 if turned_back else faster
-        if np.abs(moved - ahead).max() <= TOLERANCE and np.abs(at - before).max() <= TOLERANCE:
-            break
-    return Weights(at[:-1] / scale, float(at[-1]), target, max_weight, number)
+        largest = max(np.abs(moved - ahead).max(), np.abs(at - before).max())
+        is_solved = bool(largest <= TOLERANCE)
+    return Weights(at[:-1] / scale, float(at[-1]), target, max_weight, number, is_solved)

@@ -33,8 +33,8 @@ Estimator = Literal["mle", "mom"]
 NOT_FINITE = 1000.0
 _LOG_FLOOR = 1e-4
 _ELEMENTS_AT_ONCE = 1 << 22
-# Squared distances below are of equal vectors: float16 ones that differ are further apart.
-_EQUAL = 1e-12
+# Squared distances below are taken for 0: rounding makes up to 1e-15 of those of equal vectors.
+_EQUAL = 1e-14
 
 
 def neighbours(vectors: npt.NDArray[np.float16], k: int) -> tuple[IntArray, Float64Array]:

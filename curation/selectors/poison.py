@@ -53,6 +53,11 @@ class InBatches:
         return Members(rows, batch.astype(np.int64), uids.cast(pa.binary()))
 
 
+def _num_with_vector(part: ShardPart, name: str) -> int:
+    vectors = part.vectors(name)
+    return int(has_vector(vectors).sum()) if len(vectors) else 0
+
+
 def score_batch(
     group: Group, argument: tuple[str, Detector, int, Estimator]
 ) -> tuple[pa.Table, dict[str, int]]:
@@ -104,7 +109,8 @@ class Poison:
     def solve(self, pool: Pool) -> dict[str, Any]:
         """Score every batch; find the last of the share that goes."""
         s = self._settings
-        members = InBatches(s.vectors, max(1, round(pool.num_samples / s.batch_size)))
+        num_there = sum(n for _, n in pool.map(_num_with_vector, s.vectors, step="count vectors"))
+        members = InBatches(s.vectors, max(1, round(num_there / s.batch_size)))
         argument = (s.vectors, s.detector, s.k, s.estimator)
         sums = work_on_groups(pool, GroupWork(members, (s.vectors,), score_batch, argument))
         num_scored = sums["num_samples"] - sums.get("num_unscored", 0)
@@ -114,6 +120,11 @@ class Poison:
             "num_scored": num_scored,
             "bound": None,
         }
+        if num_scored < num_there:
+            content["warnings"] = [
+                f"{num_there - num_scored:,} of {num_there:,} samples with a vector have no score: "
+                f"no more than k = {s.k} others are in their batch. Give a smaller k"
+            ]
         k = 0 if s.remove is None else num_wanted(num_scored, s.remove)
         if k:
             keys_of = partial(_keys_of, folder=pool.folder)

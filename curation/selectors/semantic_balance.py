@@ -27,7 +27,12 @@ from curation.filters.base import Judgement
 from curation.global_rules.base import GlobalRule, Pool, ShardPart, Solution, global_rules
 from curation.selectors.cosines import IntArray, Ranked
 from curation.selectors.groups import Group, GroupWork, found, work_on_groups
-from curation.selectors.in_clusters import ClusterPolicy, InClusters, check_clusters
+from curation.selectors.in_clusters import (
+    ClusterPolicy,
+    InClusters,
+    check_clusters,
+    cut_warnings,
+)
 
 NUM_NEAR = "num_near"
 ABOVE_CAP = "above the cap of its cluster"
@@ -106,7 +111,8 @@ class SemanticBalance:
         """Count the better samples near each."""
         names = (self._argument[0],)
         work = GroupWork(self._members, names, balance_cluster, self._argument)
-        return dict(work_on_groups(pool, work))
+        sums = work_on_groups(pool, work)
+        return {**sums, **cut_warnings(sums.get("num_cut_clusters", 0), self._argument[3])}
 
     def apply(self, part: ShardPart, solution: Solution) -> Judgement:
         """Drop what has too many better ones near."""

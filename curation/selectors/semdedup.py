@@ -23,7 +23,12 @@ from curation.filters.base import Judgement, first_reason
 from curation.global_rules.base import GlobalRule, Pool, ShardPart, Solution, global_rules
 from curation.selectors.cosines import Ranked
 from curation.selectors.groups import Group, GroupWork, found, work_on_groups
-from curation.selectors.in_clusters import ClusterPolicy, InClusters, check_clusters
+from curation.selectors.in_clusters import (
+    ClusterPolicy,
+    InClusters,
+    check_clusters,
+    cut_warnings,
+)
 
 SIMILARITY = "similarity"
 REASON = "semantic duplicate"
@@ -88,7 +93,9 @@ class SemDeDup:
         """Compare each sample with the better ones of its cluster."""
         argument = (self._name, self._threshold, self._max_cluster)
         work = GroupWork(self._members, (self._name,), find_duplicates, argument)
-        return {**work_on_groups(pool, work), "max_similarity": self._threshold}
+        sums = work_on_groups(pool, work)
+        said = cut_warnings(sums.get("num_cut_clusters", 0), self._max_cluster)
+        return {**sums, "max_similarity": self._threshold, **said}
 
     def apply(self, part: ShardPart, solution: Solution) -> Judgement:
         """Drop what goes for another."""

@@ -42,7 +42,8 @@ def rules(tmp_path):
         {"name": "semantic_balance", "vectors": "image", "max_per_cluster": 3},
         {"name": "poison", "vectors": "image", "k": 2, "remove": 0.1},
         {"name": "m4", "keep_fraction": 0.8,
-         "sensitive": [{"attribute": "red", "share": 0.5, "words": ["red", "big", "cat"]}]},
+         "sensitive": [{"attribute": "red", "share": 0.5, "words": ["red", "big", "cat"]},
+                       {"attribute": "thing", "share": 0.5, "words": ["thing"]}]},  # all have it
         {"name": "clipcov", "images": "image", "texts": "text", "fraction": 0.8},
     ]  # fmt: skip
 
@@ -61,7 +62,14 @@ def test_selectors_in_a_job_from_vectors_to_dataset(job, rules, pool, tmp_path):
         curate(config)
     give_vectors(tmp_path / "indexes")
     said = dry_run(config)
-    report = curate(config).content
+    done = curate(config)
+    report = done.content
+    warned = "warning: m4: not all constraints can be met (keep_fraction 0.8 of this pool): 'thing'"
+    assert warned in said
+    assert warned in done.text()
+    assert len(report["solutions"]["m4"]["warnings"]) == 1
+    similarities = report["scores"]["semdedup"]
+    assert similarities["left"][1] <= 0.99 < similarities["dropped"][0]
     assert f"{report['num_kept']:,} of 120 samples kept" in said
     dropped = {reason.split("/")[0] for reason in report["dropped"]}
     assert dropped == {rule["name"] for rule in rules}

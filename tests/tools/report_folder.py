@@ -60,6 +60,7 @@ def make_folder(tmp_path: Path) -> Path:
             "caption_words": {"edges": [0, 1, 2], "before": [0, 2, 4], "after": [0, 1, 3]},
             "image_aspect": {"edges": [0, 0.5, 1], "before": [0, 1, 5], "after": [0, 0, 3]},
         },
+        "solutions": {"m4": {"warnings": [HOSTILE]}, "clusters": {"num_clusters": 3}},
         "languages": {
             "min_confidence": 0.5,
             "before": {"en": 4, "de": 1},

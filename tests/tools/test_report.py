@@ -93,6 +93,11 @@ def test_every_number_of_the_account_is_on_the_page(folder):
     assert "short block" in said
 
 
+def test_what_a_rule_warns_of_stands_before_the_funnel(folder):
+    said = "".join(page_of(folder).said)
+    assert said.index(f"m4: {HOSTILE}") < said.index("Rule funnel")
+
+
 def test_duplicates_and_frequent_captions_say_what_became_of_them(folder):
     said = page_of(folder).said
     assert "dedup: 12 dropped, 1 groups shown" in said

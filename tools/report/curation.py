@@ -31,6 +31,7 @@ def dataset_section(dataset: Dataset, heading: str) -> Html:
         "section",
         element("h2", heading),
         _account(report),
+        _warnings(report),
         _funnel(report),
         _sources(report),
         _troubled_shards(report),
@@ -60,6 +61,16 @@ def _account(report: CurationReport) -> Html:
     if total != report.num_read:
         said += f". These do not add up: {report.num_read - total:,} samples are unaccounted for!"
     return element("p", element("strong", said), class_="account")
+
+
+def _warnings(report: CurationReport) -> Html | None:
+    """What came out of a global rule other than was asked for."""
+    said = [
+        element("li", element("bdi", label), f": {text}")
+        for label, values in report.solutions.items()
+        for text in values.get("warnings", ())
+    ]
+    return element("ul", *said, class_="warnings") if said else None
 
 
 def _percent(part: int, whole: int) -> str:

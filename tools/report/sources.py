@@ -232,6 +232,7 @@ class CurationReport(_Read):
     outliers: dict[str, FarEnd] = {}
     captions: dict[str, list[FrequentCaption]] = {}
     scores: dict[str, RuleScores] = {}
+    solutions: dict[str, dict[str, Any]] = {}
     languages: Languages | None = None
     caption_sample: list[tuple[str, str, str]] = []  # caption, outcome, language
     shards: ShardTotals
