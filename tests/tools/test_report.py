@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -226,6 +226,8 @@ finite = st.floats(-1e12, 1e12)
 anything = st.one_of(finite, st.sampled_from([float("nan"), float("inf"), 0.0]))
 
 
+@example([(0.0, 5e-324)], False, False)
+@example([(0.0, 5e-324)], False, True)
 @given(st.lists(st.tuples(anything, anything), max_size=30), st.booleans(), st.booleans())
 def test_any_points_make_a_chart_that_stays_in_its_frame(points, log_x, log_y):
     chart = line_chart("t", [Series("s", points)], Axis("x", log_x), Axis("y", log_y))

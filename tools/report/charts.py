@@ -47,6 +47,9 @@ MARKS = {
 }
 
 
+_TINY = 1e-300
+
+
 @dataclass(frozen=True)
 class Axis:
     """An axis: what it shows, with its unit, and whether it is logarithmic."""
@@ -260,9 +263,11 @@ def interval_strip(value: float, low: float, high: float, marks: dict[str, float
 
 
 def _drawable(points: Sequence[Point], x: Axis, y: Axis) -> list[Point]:
+    # What is nearly subnormal is 0: a part of it would be none, and have no logarithm.
+    flushed = ((a if abs(a) > _TINY else 0.0, b if abs(b) > _TINY else 0.0) for a, b in points)
     return [
         (a, b)
-        for a, b in points
+        for a, b in flushed
         if math.isfinite(a)
         and math.isfinite(b)
         and (a > 0 or not x.is_log)
