@@ -52,7 +52,14 @@ ROWS = [
 ]
 IDS = [f"{i}-{row[0]}"[:60] for i, row in enumerate(ROWS)]
 TEACHER_DIM = 24
-_MASKED_VIEWS = {"second_image", "mean_target"}  # needs, of what only a masked model has
+_FIELDS = {  # what an objective needs: the keywords of ClipModel.forward that bring it
+    "views": ("view_bv3HW",),
+    "negative_text": ("negative_token_bL",),
+    "negative_image": ("negative_image_b3HW",),
+    "second_image": ("view_bv3HW", "kept_view_bvK"),
+    "mean_target": ("view_bv3HW", "kept_view_bvK", "mean_target_bP"),
+    "teacher": ("teacher",),
+}
 
 
 class _Section(Config):
@@ -63,27 +70,38 @@ def total_of(objective: object) -> Total:
     return Total(validate({"objective": objective}, _Section, label="test").objective)
 
 
-def model_of(similarity: dict[str, object], total: Total) -> ClipModel:
-    """A tiny model with every head, equal on every rank."""
+def model_of(similarity: dict[str, object], total: Total, layers: int = 2) -> ClipModel:
+    """A tiny model with the heads that the objectives need, equal on every rank."""
     torch.manual_seed(0)
     keywords = dict(similarity)
-    config = {**TINY_MODEL, "text_cfg": {**TINY_MODEL["text_cfg"], "vocab_size": 20}}
+    vision, text = (TINY_MODEL[tower] | {"layers": layers} for tower in ("vision_cfg", "text_cfg"))
     return ClipModel(
-        config,
+        {**TINY_MODEL, "vision_cfg": vision, "text_cfg": text | {"vocab_size": 20}},
         similarities[str(keywords.pop("name"))](**keywords),
         logits=total.logits or Logits(scale=5.0),
         heads=Heads(
-            image_width=32, view_width=16, mean_width=16, embed_dim=32, teacher_dim=TEACHER_DIM
+            image_width=32,
+            view_width=16 if "views" in total.needs else None,
+            mean_width=16 if "mean_target" in total.needs else None,
+            embed_dim=32,
+            teacher_dim=TEACHER_DIM if "teacher" in total.needs else None,
         ),
     )
 
 
-def batch_of(size: int, total: Total) -> dict[str, torch.Tensor]:
-    """The keywords of ClipModel.forward for objectives, but the teacher."""
-    batch = _everything(size)
-    if not total.needs & _MASKED_VIEWS:
-        del batch["kept_view_bvK"], batch["mean_target_bP"]
-    return batch
+def inputs_of(
+    size: int, total: Total, rows: slice, dtype: torch.dtype = torch.float32
+) -> dict[str, object]:
+    """The keywords of ClipModel.forward that the objectives need, of some rows of a batch."""
+    wanted = {"image_b3HW", "token_bL", "kept_bK"}
+    wanted.update(field for need in total.needs for field in _FIELDS[need])
+    inputs: dict[str, object] = {
+        name: value[rows] for name, value in _everything(size).items() if name in wanted
+    }
+    if "teacher" in wanted:
+        image, text = _teacher(size, dtype)
+        inputs["teacher"] = (image[rows], text[rows], torch.tensor([20.0]))
+    return inputs
 
 
 def _everything(size: int) -> dict[str, torch.Tensor]:
@@ -104,7 +122,7 @@ def _everything(size: int) -> dict[str, torch.Tensor]:
     }
 
 
-def teacher_of(size: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+def _teacher(size: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     drawn = torch.randn(2, size, TEACHER_DIM, generator=generator, dtype=torch.float64)
     image, text = torch.nn.functional.normalize(drawn, dim=-1).to(dtype)

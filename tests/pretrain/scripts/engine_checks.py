@@ -18,7 +18,7 @@ from pretrain.config import PretrainConfig
 from pretrain.engine import Engine, start_processes
 from pretrain.objectives.group import world_or_solo
 from pretrain.training_state import Snapshot, load_state
-from tests.pretrain.objective_rows import ROWS, batch_of, model_of, teacher_of, total_of
+from tests.pretrain.objective_rows import ROWS, inputs_of, model_of, total_of
 
 STAGES = (0, 1, 2, 3)
 GOLDEN = Path(__file__).resolve().parents[2] / "golden/objectives/gradclip.npz"
@@ -35,32 +35,27 @@ def cut(size: int, micro: int, row) -> list[dict[str, object]]:
     """The keywords of ClipModel.forward of this rank's micro-batches, of equal size."""
     group = world_or_solo()
     local = size // group.size
-    batch = batch_of(size, total_of(row[0]))
-    teacher = teacher_of(size, torch.float32)
-    parts = []
-    for start in range(group.rank * local, (group.rank + 1) * local, micro):
-        rows = slice(start, start + micro)
-        part = {key: value[rows] for key, value in batch.items()}
-        part["teacher"] = (*(t[rows] for t in teacher), torch.tensor([20.0]))
-        parts.append(part)
-    return parts
+    starts = range(group.rank * local, (group.rank + 1) * local, micro)
+    return [inputs_of(size, total_of(row[0]), slice(start, start + micro)) for start in starts]
 
 
 OFFLOAD = {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}
 MODES = {"checkpointed": {"activation_checkpointing": True}, "offloaded": {"deepspeed": OFFLOAD}}
 
 
-def engine_of(config, row, stage: int, mode: str = "fp32", **optimizer) -> tuple:
+def engine_of(
+    config, row, stage: int, mode: str = "fp32", *, layers: int = 1, **optimizer
+) -> tuple:
     """An engine with the tiny model of one row of objectives, and its loss.
 
-    `mode` is a precision, or one of MODES.
+    `mode` is a precision, or one of MODES. A step costs what Python does for each layer.
     """
     total = total_of(row[0])
     changes = MODES.get(mode) or {"precision": mode}
     section = config.engine.model_copy(update={"zero_stage": stage, **changes})
     changed = config.optimizer.model_copy(update=optimizer)
     config = config.model_copy(update={"engine": section, "optimizer": changed})
-    engine = Engine(model_of(row[1], total), config, torch.device("cpu"))
+    engine = Engine(model_of(row[1], total, layers), config, torch.device("cpu"))
 
     def compare(features):
         return total(features, similarity=engine.model.similarity, group=world_or_solo())
@@ -86,13 +81,13 @@ def gradients(config) -> list:
         rows = (ROWS[6], ROWS[9], ROWS[16], ROWS[17]) if stage == 2 else (ROWS[6],)
         for micro in (local, local // 2) if world_size < 4 else (local // 2,):
             for row in rows:
-                engine, compare = engine_of(config, row, stage)
+                engine, compare = engine_of(config, row, stage, layers=2)
                 backward(engine, cut(config.global_batch_size, micro, row), compare)
                 own = {n: g.clone() for n, g in engine.gradients().items()}
                 norm = engine.step(0.0).gradient_norm
                 found.append((f"{row[0]} {row[1]}", stage, local // micro, own, norm))
         if stage in (0, 3) and world_size == 2:
-            engine, compare = engine_of(config, ROWS[6], stage, "checkpointed")
+            engine, compare = engine_of(config, ROWS[6], stage, "checkpointed", layers=2)
             backward(engine, cut(config.global_batch_size, local // 2, ROWS[6]), compare)
             own = {n: g.clone() for n, g in engine.gradients().items()}
             norm = engine.step(0.0).gradient_norm
@@ -104,7 +99,7 @@ def repeated(config) -> list:
     """Negative control: backward passes of two micro-batches without an explicit boundary."""
     found = []
     for stage in (1, 2):
-        engine, compare = engine_of(config, ROWS[6], stage)
+        engine, compare = engine_of(config, ROWS[6], stage, layers=2)
         inner, size = engine._deepspeed._engine, config.global_batch_size
         inner.set_gradient_accumulation_boundary = lambda is_boundary: None
         backward(engine, cut(size, size // world_or_solo().size // 2, ROWS[6]), compare)
@@ -115,13 +110,14 @@ def repeated(config) -> list:
 def descent(config) -> list:
     """Weights after 20 steps of plain SGD, in two micro-batches a rank.
 
-    Stage 3 on four ranks gets its whole batch at once: there a pass is mostly waiting for weights.
+    Two cases get their whole batch at once: the first, which the others are compared with, and
+    stage 3 on four ranks, where a pass is mostly waiting for weights.
     """
     found, size = [], config.global_batch_size
     group = world_or_solo()
     for stage in STAGES:
         engine, compare = engine_of(config, ROWS[0], stage, name="sgd", weight_decay=0.0)
-        num_micro_batches = 1 if stage == 3 and group.size == 4 else 2
+        num_micro_batches = 1 if (stage, group.size) in {(0, 1), (3, 4)} else 2
         parts = cut(size, size // group.size // num_micro_batches, ROWS[0])
         for _ in range(20):
             backward(engine, parts, compare)

@@ -5,16 +5,14 @@ import torch.distributed as dist
 
 from pretrain.objectives import Total, objectives
 from pretrain.objectives.group import Group, Solo, World
-from tests.pretrain.objective_rows import ROWS, batch_of, model_of, teacher_of, total_of
+from tests.pretrain.objective_rows import ROWS, inputs_of, model_of, total_of
 
 SIZE = 8
 
 
 def gradients(model, total: Total, rows: slice, group: Group):
     model.zero_grad()
-    teacher = (*(t[rows] for t in TEACHER), torch.tensor([20.0]))
-    batch = {key: value[rows] for key, value in batch_of(SIZE, total).items()}
-    features = model(**batch, teacher=teacher)
+    features = model(**inputs_of(SIZE, total, rows, torch.float64))
     loss = total(features._replace(progress=0.5), similarity=model.similarity, group=group).loss
     loss.backward()
     return loss.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
@@ -24,7 +22,6 @@ if __name__ == "__main__":
     dist.init_process_group("gloo")
     rank, size = dist.get_rank(), dist.get_world_size()
     torch.set_default_dtype(torch.float64)
-    TEACHER = teacher_of(SIZE, torch.float64)
     b = SIZE // size
     seen = set()
     for objective, similarity in ROWS:
