@@ -13,6 +13,8 @@ LONGEST_FIRST = (
     "slurm/test_pretraining.py",
     "slurm/test_pipeline.py",
     "slurm/test_curation.py",
+    "test_peers.py",
+    "test_documents.py",
     "pretrain/test_train.py",
     "pretrain/test_checkpoints.py",
     "pretrain/test_stages.py",

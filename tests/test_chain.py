@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests import warm
-from tools.demo import steps
+from tests.command_lines import form
+from tools.demo import done_line, steps
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.distributed]
 
@@ -27,7 +28,9 @@ SHORTER = {
 }
 
 
-def run_chain(folder: Path, *pool_options: str, num_steps: int = 5) -> dict:
+def run_chain(
+    folder: Path, *pool_options: str, num_steps: int = 5, printed: list[str] | None = None
+) -> dict:
     """Run the steps of the demo, shortened; return the model's results by dataset and metric."""
     for _, words in steps(folder)[:num_steps]:
         module, *arguments = words
@@ -42,6 +45,8 @@ def run_chain(folder: Path, *pool_options: str, num_steps: int = 5) -> dict:
         assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
         # A log file gets plain lines: no colours, no bars that rewrite themselves.
         assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", done.stdout + done.stderr), words
+        if printed is not None:
+            printed += done.stdout.splitlines()
     rows = [
         json.loads(line) for line in (folder / "results/results.jsonl").read_text().splitlines()
     ]
@@ -51,7 +56,8 @@ def run_chain(folder: Path, *pool_options: str, num_steps: int = 5) -> dict:
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory):
     folder = tmp_path_factory.mktemp("chain")
-    return folder, run_chain(folder)
+    printed: list[str] = []
+    return folder, run_chain(folder, printed=printed), printed
 
 
 def test_every_sample_read_is_kept_dropped_or_unreadable(chain):
@@ -73,6 +79,18 @@ def test_the_model_learns_from_real_pairs(chain):
         low, high = row["interval"]
         assert 0 <= low <= row["value"] <= high <= 1
         assert row["n"] > 0
+
+
+def test_the_readme_shows_what_the_chain_prints(chain):
+    folder, _, printed = chain
+    printed = [*printed, done_line(338.0, folder / "report.html").strip()]
+    found = iter(form(line.replace(str(folder), "runs/demo")) for line in printed)
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    (shown,) = re.findall(r"shortened, it printed:\n\n```\n(.*?)```", readme, re.DOTALL)
+    lines = [line for line in shown.splitlines() if line]
+    assert len(lines) == 12
+    for line in lines:  # in this order; the README leaves some out
+        assert form(line) in found, f"{line}\nis not what the chain prints:\n{printed}"
 
 
 def test_the_control_with_shuffled_captions_stays_at_chance(tmp_path):

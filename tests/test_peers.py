@@ -1,5 +1,5 @@
-"""The others themselves, as whole programs (soak): open_clip_train on our tars, open_clip's weights
-here, CLIP_benchmark on our export.
+"""The others themselves, as whole programs: open_clip_train on our tars, open_clip's weights here,
+CLIP_benchmark on our export. CI requires them (.ci/run); a plain `make test` leaves them out.
 """
 
 import json
@@ -13,13 +13,21 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pretrain.model.clip import open_clip
+from tests import warm
 from tests.evaluation.conftest import write_classification
 from tests.pretrain.conftest import TINY_MODEL, make_dataset
 
-pytestmark = [pytest.mark.soak, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.ray,
+    pytest.mark.skipif(
+        os.environ.get("PAIRMILL_TEST_PEERS") != "required",
+        reason="a minute of CPU, which CI spends: PAIRMILL_TEST_PEERS=required runs them here",
+    ),
+]
 ROOT = Path(__file__).resolve().parents[1]
-# A folder of its own for it: tools/benchmark/clip_benchmark_peer.py says how to fill it.
-CLIP_BENCHMARK = Path(os.environ.get("PAIRMILL_CLIP_BENCHMARK", "nowhere"))
+# A folder of its own for it: tools/benchmark/clip_benchmark.txt says how to fill it.
+CLIP_BENCHMARK = Path(os.environ.get("PAIRMILL_CLIP_BENCHMARK", "PAIRMILL_CLIP_BENCHMARK"))
 
 
 def run(*words: str, cwd: Path) -> str:
@@ -32,8 +40,9 @@ def run(*words: str, cwd: Path) -> str:
     return done.stdout + done.stderr
 
 
-def pairmill(*words: str, cwd: Path) -> str:
-    return run("-m", "tools.cli", *words, cwd=cwd)
+def pairmill(*words: str, cwd: Path) -> None:
+    done = warm.run("tools.cli", list(words), cwd=cwd, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
+    assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
 
 
 @pytest.fixture(scope="module")
@@ -90,44 +99,48 @@ def test_open_clip_train_trains_on_our_tars(curated, tmp_path):
     assert (tmp_path / "logs/peer/checkpoints/epoch_1.pt").is_file()
 
 
-@pytest.mark.parametrize("quick_gelu", [False, True], ids=["open_clip", "OpenAI's activation"])
-def test_open_clips_weights_go_on_training_and_are_evaluated_here(curated, tmp_path, quick_gelu):
-    folder = foreign_folder(tmp_path / "foreign", quick_gelu=quick_gelu)
-    (tmp_path / "run.yaml").write_text(
-        json.dumps(
-            {
-                "name": "go-on", "output": "run",
-                "data": {"manifest": str(curated), "num_workers": 0},
-                "model": "foreign/model.json", "tokenizer": {"name": "clip"},
-                "towers": {"image": {"initial": "foreign"}, "text": {"initial": "foreign"}},
-                "objective": {"name": "clip"}, "optimizer": {"learning_rate": 1e-9},
-                "engine": {"num_threads": 1}, "global_batch_size": 32, "samples": 64,
-            }
-        )
-    )  # fmt: skip
-    pairmill("pretrain", "run.yaml", cwd=tmp_path)
-    latest = (tmp_path / "run/checkpoints/latest").read_text().strip()
-    before = load_file(folder / "open_clip_model.safetensors")
-    after = load_file(tmp_path / f"run/checkpoints/{latest}/model/open_clip_model.safetensors")
-    assert set(after) - set(before) <= {"logit_bias"}
-    for name, tensor in before.items():
-        if name != "logit_scale":  # the run's own
-            torch.testing.assert_close(after[name], tensor, atol=1e-6, rtol=0)
+def test_open_clips_and_openais_weights_go_on_training_and_are_evaluated_here(curated, tmp_path):
+    for name, quick_gelu in (("theirs", False), ("openais", True)):
+        foreign = foreign_folder(tmp_path / name, quick_gelu=quick_gelu)
+        (tmp_path / f"{name}.yaml").write_text(
+            json.dumps(
+                {
+                    "name": name, "output": f"{name}-run",
+                    "data": {"manifest": str(curated), "num_workers": 0},
+                    "model": f"{name}/model.json", "tokenizer": {"name": "clip"},
+                    "towers": {"image": {"initial": name}, "text": {"initial": name}},
+                    "objective": {"name": "clip"}, "optimizer": {"learning_rate": 1e-9},
+                    "engine": {"num_threads": 1}, "global_batch_size": 32, "samples": 64,
+                }
+            )
+        )  # fmt: skip
+        pairmill("pretrain", f"{name}.yaml", cwd=tmp_path)
+        run = tmp_path / f"{name}-run/checkpoints"
+        latest = run / (run / "latest").read_text().strip()
+        before = load_file(foreign / "open_clip_model.safetensors")
+        after = load_file(latest / "model/open_clip_model.safetensors")
+        assert set(after) - set(before) <= {"logit_bias"}
+        for tensor in set(before) - {"logit_scale"}:  # the run's own
+            torch.testing.assert_close(after[tensor], before[tensor], atol=1e-6, rtol=0)
     data = write_classification(tmp_path / "pets")
     suite = {"name": "s", "datasets": [{"path": str(data)}], "num_workers": 0, "num_bootstrap": 100}
     suite |= {"output": "results", "cache": "cache"}
     (tmp_path / "suite.yaml").write_text(json.dumps(suite))
-    pairmill("evaluate", "foreign", "run", "suite.yaml", cwd=tmp_path)
+    names = ["theirs", "theirs-run", "openais", "openais-run"]
+    pairmill("evaluate", *names, "suite.yaml", cwd=tmp_path)
     rows = [json.loads(x) for x in (tmp_path / "results/results.jsonl").read_text().splitlines()]
     top1 = {row["checkpoint"]: row["value"] for row in rows if row["metric"] == "top1"}
-    assert top1["foreign"] == top1["run"]
+    assert sorted(top1) == sorted(names)
+    assert top1["theirs"] == top1["theirs-run"]
+    assert top1["openais"] == top1["openais-run"]
 
 
-@pytest.mark.skipif(
-    not (CLIP_BENCHMARK / "clip_benchmark").is_dir(),
-    reason=f"PAIRMILL_CLIP_BENCHMARK={CLIP_BENCHMARK} holds no clip_benchmark",
-)
 def test_clip_benchmark_reads_our_export_and_gives_our_numbers(tmp_path):
+    if not (CLIP_BENCHMARK / "clip_benchmark").is_dir():
+        pytest.fail(
+            f"{CLIP_BENCHMARK} holds no CLIP_benchmark: fill a folder as "
+            "tools/benchmark/clip_benchmark.txt says, and name it by PAIRMILL_CLIP_BENCHMARK"
+        )
     from tools.benchmark.clip_benchmark_peer import make_folders, ours, theirs
     from tools.benchmark.evaluation import make_model
 

@@ -74,10 +74,13 @@ def main() -> int:
         if code:
             print(f"demo: this step ended with exit code {code}; see above.", file=sys.stderr)
             return code
-    print(
-        f"\n== done in {format_duration(time.monotonic() - started)}: open {folder / 'report.html'}"
-    )
+    print(done_line(time.monotonic() - started, folder / "report.html"))
     return 0
+
+
+def done_line(seconds: float, page: Path) -> str:
+    """Return what the demo prints last."""
+    return f"\n== done in {format_duration(seconds)}: open {page}"
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -13,11 +14,14 @@ import pytest
 import yaml
 
 from configs.load import SHIPPED
+from tests.command_lines import form
 from tests.slurm.conftest import ROOT, VARIABLES
+from tests.test_documents import blocks
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.distributed, pytest.mark.slurm]
 
 PATIENCE = 600.0
+GUIDE = ROOT / "docs/slurm.md"
 NUM_PAIRS = 1_000
 DATASETS = ("serif-letters-digits", "unseen")  # one for each task of the array
 
@@ -110,6 +114,9 @@ def test_one_command_curates_pretrains_and_evaluates(cluster, chain, tmp_path, b
     status = submit(cluster, folder, "status", "good", **where)
     assert status.stdout.count("COMPLETED") == 3, status.stdout
     assert "newest checkpoint: " in status.stdout
+    said = re.sub(r"\S*\bgood/", "runs/demo/", status.stdout).splitlines()
+    (guide,) = re.findall(r"in the end:\n\n```\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    assert [as_ended(line) for line in said] == [as_ended(line) for line in guide.splitlines()]
     # What was shown is what was run, but for the jobs' numbers and the flag that was added.
     submitted = json.loads((records[1] / "submit.json").read_text())
     line = next(line for line in shown.stdout.splitlines() if "pretrain.sbatch" in line)
@@ -120,6 +127,25 @@ def test_one_command_curates_pretrains_and_evaluates(cluster, chain, tmp_path, b
     assert submitted["versions"]["torch"]
     assert "--comment=ours" in submitted["sbatch"]
     assert yaml.safe_load((records[1] / "config.yaml").read_text())["samples"] == 640
+
+
+def as_ended(line: str) -> str:
+    """A line of the status without numbers, times and which nodes there were."""
+    line = re.sub(r"\d+-\d+-\d+T[\d:]+|\d+:\d+:\d+", "TIME", line)
+    return form(re.sub(r"\bn\[?\d[\d,-]*\]?", "n0", line))
+
+
+def test_the_guides_commands_print_what_stands_below_them(cluster, tmp_path):
+    (tmp_path / "slurm").symlink_to(ROOT / "slurm")
+    number = 0
+    for language, info, block in blocks(GUIDE):
+        for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
+            assert (language, info) == ("console", "slurm")
+            command, *expected = part.rstrip("\n").split("\n")
+            found = cluster.check("bash", "-c", command, cwd=tmp_path).splitlines()
+            assert [as_ended(line) for line in found] == [as_ended(line) for line in expected]
+            number += 1
+    assert number == 2
 
 
 def test_a_failing_stage_stops_the_chain_and_the_status_says_which(cluster, bad, tmp_path):

@@ -2,7 +2,7 @@
 
 `python -m tools.benchmark.clip_benchmark_peer DIR`. CLIP_benchmark is no dependency of ours, and
 needs an older NumPy; both go into a folder that its process alone sees:
-`pip install --no-deps --target DIR clip-benchmark pycocoevalcap pycocotools numpy==2.2.6`
+`pip install --no-deps --target DIR -r tools/benchmark/clip_benchmark.txt`
 
 Both get the same checkpoint (an open_clip folder, random weights), the same pictures in the same
 webdataset tars (with labels, and with a caption each), batch size, workers and float32. Whole
