@@ -111,7 +111,8 @@ def _shots_table(
                 line.append("-")
                 continue
             low, high = row.interval
-            line.append(f"{100 * row.value:.1f} ({100 * low:.1f} to {100 * high:.1f})")
+            ends = element("span", f"({100 * low:.1f} to {100 * high:.1f})", class_="range")
+            line.append(element("span", f"{100 * row.value:.1f} ", ends))
         cells.append(tuple(line))
     header = ("method", *(f"{shot} shot{'s' if shot > 1 else ''}" for shot in shots))
     return table(header, cells, caption=f"{title}: top-1 accuracy, % (95 % interval)")

@@ -76,6 +76,8 @@ def _result_tables(results: Sequence[Result]) -> list[Html]:
             continue
         baseline = {row.metric: row for row in rows if row.checkpoint == BASELINE}
         models = [row for row in rows if row.checkpoint != BASELINE] or rows
+        metrics = list(dict.fromkeys(row.metric for row in models))  # checkpoints side by side
+        models.sort(key=lambda row: (metrics.index(row.metric), row.checkpoint))
         mark = " (the authors' protocol, which may look at test data)"
         caption = (
             f"{dataset}: {_METHODS.get(method, method)}{mark if compat == 'published' else ''}"
@@ -107,9 +109,10 @@ def _detection_tables(dataset: str, other: str, rows: Sequence[Result]) -> list[
 
 
 def _with_interval(row: Result) -> Html:
-    text = f" ({percent(row.interval[0])} to {percent(row.interval[1])})" if row.interval else ""
     said = row.metric_definition
-    return element("span", element("strong", percent(row.value)), text, title=said)
+    ends = map(percent, row.interval or ())
+    interval = element("span", f"({' to '.join(ends)})", class_="range") if row.interval else ""
+    return element("span", element("strong", percent(row.value)), " ", interval, title=said)
 
 
 def _result_row(row: Result, baselines: Mapping[str, Result]) -> tuple[object, ...]:
@@ -129,7 +132,9 @@ def _result_row(row: Result, baselines: Mapping[str, Result]) -> tuple[object, .
         element("strong", value_text(row, row.value)),
         "-"
         if row.interval is None
-        else f"{value_text(row, row.interval[0])} to {value_text(row, row.interval[1])}",
+        else element(
+            "span", " to ".join(value_text(row, end) for end in row.interval), class_="range"
+        ),
         strip,
         "-" if row.chance is None else value_text(row, row.chance),
         *beside,
