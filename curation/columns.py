@@ -33,7 +33,7 @@ from curation.image_header import FORMATS, MAX_IMAGE_BYTES, no_pillow_limit
 from curation.spans import SpanReader
 
 JSON_PREFIX = "json."
-_HASH_ALONE = ("image_hash",)
+HASH_ALONE = ("image_hash",)
 _HASH_SIDE = 8
 _DCT_SIDE = 32
 _COLOR_SIDE = 4
@@ -147,7 +147,7 @@ def find_values(data: Any, names: Iterable[str]) -> dict[str, Any]:
 
     `data` is an image file, or a JSON where the names are those of its keys.
     """
-    if names == _HASH_ALONE:  # the one that must keep up with reading
+    if names == HASH_ALONE:  # the one that must keep up with reading
         return {"image_hash": xxhash.xxh3_128_digest(data)}
     names = list(names)
     return _of_json(data, names) if needs_json(names[0]) else _of_image(data, names)

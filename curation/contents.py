@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from curation.columns import find_values, read_values
 from curation.image_header import quick_jpeg_sizes, quick_size, read_image_size
-from curation.shards import Batch
+from curation.shards import Batch, Words, digests_of
 from curation.spans import SpanReader
 
 Ints = npt.NDArray[np.int64]
@@ -27,6 +27,7 @@ _MAX_KEPT_SHARD_BYTES = 64 << 20
 _PREFIX_BYTES = 4096
 _NO_INTS = np.zeros(0, np.int64)
 _NO_BYTES = np.zeros(0, np.uint8)
+_NO_WORDS = np.zeros((0, 2), np.uint64)
 
 
 class Texts:
@@ -79,6 +80,7 @@ class Contents:
         self._reader = reader
         self._max_pixels = max_pixels
         self._of_image = tuple(of_image)
+        self._hashed: list[tuple[Ints, Words]] = []  # numbers, and what was hashed on the way
         self._bytes_left = _MAX_KEPT_SHARD_BYTES
 
     def keep(self, into: Texts, batch: Batch, rows: Ints, first: int) -> None:
@@ -131,19 +133,18 @@ class Contents:
             self._add_values(batch, rows, first)
 
     def _add_values(self, batch: Batch, rows: Ints, first: int) -> None:
+        if len(batch.hashed_rows):
+            self._hashed.append((batch.hashed_rows + first, batch.hashes))
+            rows = rows[~np.isin(rows, batch.hashed_rows, assume_unique=True)]
         begins = batch.positions[rows]
         ends = begins + batch.sizes[rows]
         is_here = (ends <= batch.limits[rows]).tolist()
         spans = zip(rows.tolist(), begins.tolist(), ends.tolist(), is_here, strict=True)
         odd, values, names = self.odd_images, self.values, self._of_image
-        digests = batch.digests
         with batch.data.data as data:
             for row, begin, end, here in spans:
                 number = row + first
                 if number in odd:
-                    continue
-                if row in digests:
-                    values[number] = {"image_hash": digests[row]}
                     continue
                 if here:
                     with data[begin:end] as view:
@@ -166,6 +167,29 @@ class Contents:
         if position + num_bytes <= batch.limits[row]:
             return batch.data[position : position + num_bytes].tobytes()
         return self._reader.read(int(batch.offsets[row]), num_bytes)
+
+    def settle(self) -> None:
+        """Put all that is known of images into `values`."""
+        for numbers, hashes in self._hashed:
+            listed = zip(numbers.tolist(), digests_of(hashes).tolist(), strict=True)
+            self.values.update((number, {"image_hash": digest}) for number, digest in listed)
+        self._hashed = []
+
+    def image_hashes(self, numbers: Ints) -> list[bytes | None]:
+        """Return the hashes of images, where that is all that is wanted of them; -1: no image."""
+        known = np.concatenate([_NO_INTS, *(n for n, _ in self._hashed)])
+        digests = digests_of(np.concatenate([_NO_WORDS, *(h for _, h in self._hashed)]))
+        at = np.minimum(np.searchsorted(known, numbers), max(len(known) - 1, 0))
+        is_known = known[at] == numbers if len(known) else np.zeros(len(numbers), np.bool_)
+        found: list[bytes | None] = [None] * len(numbers)
+        if is_known.all():
+            found[:] = digests[at].tolist()
+            return found
+        for row in np.flatnonzero(is_known).tolist():
+            found[row] = digests[at[row]].item()
+        for row in np.flatnonzero(~is_known).tolist():
+            found[row] = self.values.get(int(numbers[row]), {}).get("image_hash")
+        return found
 
     def image_sizes(self) -> tuple[Ints, Ints]:
         """Return the numbers of the images, and their (width, height); (0, 0): it has none."""

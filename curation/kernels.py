@@ -1,37 +1,27 @@
 """The inner loops of a scan, compiled: along headers, over names, over the heads of JPEGs.
 
 They do what is usual and say where something is not; that, the careful code does (tar_headers.py,
-grouping.py, image_header.py). Imported where a tar is scanned and nowhere else: numba takes half a
-second. The machine code is kept beside this file or in the user's cache (`NUMBA_CACHE_DIR`),
-so that a machine compiles once; where neither can be written, each process compiles for itself.
+grouping.py, image_header.py). Imported where a tar is scanned and nowhere else (see compiled.py).
 """
 
 from __future__ import annotations
 
-import fcntl
-import os
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from curation.lean import kept_out
+from curation.compiled import compiled  # before numba itself, which it keeps from scipy
+from curation.xxh3 import xxh3_128
 
-with kept_out("scipy"):  # numba looks for its linear algebra, and takes twice as long for it
-    import numba.np.arraymath  # noqa: F401 - the module that looks
-    from numba import njit, types
+from numba import types  # isort: skip
 
 Ints = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
 Words = npt.NDArray[np.uint64]
-_F = TypeVar("_F", bound=Callable[..., object])
 
 # Columns of a table of members under construction.
-START, OFFSET, SIZE, POSITION, LIMIT = range(5)
+START, OFFSET, SIZE, POSITION, LIMIT, IS_HASHED = range(6)
 # Why a walk stopped: the window or the room for rows is at its end; the next header is not plain;
 # its member is not in the window as a whole.
 AT_END, NOT_PLAIN, NOT_WHOLE = range(3)
@@ -49,43 +39,14 @@ _NAMES = types.Array(types.uint8, 2, "C")
 _COLUMN = types.Array(types.int64, 1, "A", readonly=True)
 _INTS = types.Array(types.int64, 1, "C")
 _TABLE = types.Array(types.int64, 2, "C")
+_HASHES = types.Array(types.uint64, 2, "C")
 # Of the C library; addresses are numbers here.
 _pread = types.ExternalFunction("pread", _INT(types.int32, types.uintp, _INT, _INT))
 _memcpy = types.ExternalFunction("memcpy", types.uintp(types.uintp, types.uintp, _INT))
+_memmove = types.ExternalFunction("memmove", types.uintp(types.uintp, types.uintp, _INT))
 
 
-@contextmanager
-def _one_at_a_time() -> Iterator[None]:
-    """Let the other processes of this machine wait: they will find what this one compiles."""
-    path = Path(tempfile.gettempdir()) / f"pairmill-compiles-{os.getuid()}.lock"
-    try:
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    except OSError:  # then each compiles for itself, to the same end
-        yield
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(file)
-
-
-def _compiled(signature: object) -> Callable[[_F], _F]:
-    """Compile a function for one signature, or take the machine code that is kept of it."""
-
-    def decorate(function: _F) -> _F:
-        with _one_at_a_time():
-            try:
-                return cast(_F, njit(signature, cache=True, nogil=True)(function))
-            except RuntimeError as error:  # no place where it could be kept
-                if "no locator available" not in str(error):
-                    raise
-                return cast(_F, njit(signature, nogil=True)(function))
-
-    return decorate
-
-
-@_compiled(_INT(_DATA, _INT, _INT))
+@compiled(_INT(_DATA, _INT, _INT))
 def _octal(block: Bytes, begin: int, end: int) -> int:
     """Return the number that some octal digits are; -1 where one is none."""
     value = 0
@@ -97,14 +58,14 @@ def _octal(block: Bytes, begin: int, end: int) -> int:
     return value
 
 
-@_compiled(types.boolean(_DATA))
+@compiled(types.boolean(_DATA))
 def _is_ustar(block: Bytes) -> bool:
     """Tell whether the magic is "ustar" and NUL; GNU's own keeps other things in the prefix."""
     is_start = block[257] == 117 and block[258] == 115 and block[259] == 116
     return bool(is_start and block[260] == 97 and block[261] == 114 and block[262] == 0)
 
 
-@_compiled(_INT(_DATA))
+@compiled(_INT(_DATA))
 def _plain_size(block: Bytes) -> int:
     """Return the size in bytes of the file that a plain header announces; -1: it is not plain.
 
@@ -127,7 +88,7 @@ def _plain_size(block: Bytes) -> int:
     return _octal(block, 124, 135)
 
 
-@_compiled(types.UniTuple(_INT, 3)(_DATA, _INT, _INT, _INT, _INT, _INT, _TABLE, _NAMES))
+@compiled(types.UniTuple(_INT, 3)(_DATA, _INT, _INT, _INT, _INT, _INT, _TABLE, _NAMES))
 def walk(
     data: Bytes,
     position: int,
@@ -157,13 +118,14 @@ def walk(
         table[OFFSET, num] = position + behind + _BLOCK
         table[POSITION, num] = position + _BLOCK
         table[LIMIT, num] = end
+        table[IS_HASHED, num] = 0
         names[num, :] = block[:_NAME_BYTES]
         num += 1
         position = (after - position + _BLOCK - 1) // _BLOCK * _BLOCK + position
     return num, position, AT_END
 
 
-@_compiled(
+@compiled(
     types.UniTuple(_INT, 4)(
         types.int32, _BUFFER, _INT, _INT, types.UniTuple(_INT, 4), _INT, _INT, _TABLE, _NAMES
     )
@@ -211,7 +173,7 @@ def skip_along(
     return num, at, used, num_windows
 
 
-@_compiled(types.void(_DATA, _INT, _INT, _BUFFER, _INT))
+@compiled(types.void(_DATA, _INT, _INT, _BUFFER, _INT))
 def _copy(data: Bytes, begin: int, size: int, into: Bytes, at: int) -> None:
     """Copy a span of bytes; numba's own way does so byte by byte."""
     if size < 0 or begin < 0 or at < 0 or begin + size > len(data) or at + size > len(into):
@@ -219,7 +181,7 @@ def _copy(data: Bytes, begin: int, size: int, into: Bytes, at: int) -> None:
     _memcpy(into.ctypes.data + at, data.ctypes.data + begin, size)
 
 
-@_compiled(_INT(_DATA, _BUFFER, _INT, _INT, _INT, _INT, _TABLE))
+@compiled(_INT(_DATA, _BUFFER, _INT, _INT, _INT, _INT, _TABLE))
 def gather(
     data: Bytes, into: Bytes, used: int, near: int, first: int, num: int, table: Ints
 ) -> int:
@@ -236,7 +198,73 @@ def gather(
     return used
 
 
-@_compiled(types.void(_DATA, _COLUMN, _COLUMN, _BUFFER))
+@compiled(types.void(_DATA, _INT, _INT, _INT, _TABLE, _HASHES))
+def hash_members(
+    data: Bytes, smallest: int, first: int, num: int, table: Ints, hashes: Words
+) -> None:
+    """Write the hashes of members, rows of `table`, that are whole in `data` and not small.
+
+    `smallest`: in bytes, xxh3.MIN_BYTES at least. A row of `hashes` is the high and the low word.
+    """
+    lanes = np.empty(8, np.uint64)
+    for row in range(first, num):
+        begin, size = table[POSITION, row], table[SIZE, row]
+        if size >= smallest and begin >= 0 and begin + size <= min(table[LIMIT, row], len(data)):
+            hashes[row, 0], hashes[row, 1] = xxh3_128(data.ctypes.data + begin, size, lanes)
+            table[IS_HASHED, row] = 1
+
+
+@compiled(
+    types.UniTuple(_INT, 3)(
+        types.int32, _BUFFER, _BUFFER, _INT, _INT, _INT, types.UniTuple(_INT, 3), _INT,
+        _TABLE, _NAMES, _HASHES,
+    )
+)  # fmt: skip
+def hash_along(
+    descriptor: int,
+    piece: Bytes,
+    into: Bytes,
+    used: int,
+    at: int,
+    until: int,
+    sizes: tuple[int, int, int],
+    num: int,
+    table: Ints,
+    names: Bytes,
+    hashes: Words,
+) -> tuple[int, int, int]:
+    """Follow plain headers to the byte `until`, reading everything, piece by piece.
+
+    Members are hashed while they are in the piece and thus in the core's cache; `into` gets their
+    beginnings. `sizes`: of those; of the smallest member that is hashed; of what `into` shall hold.
+    Return the number of rows, where the next header is, and the bytes used of `into`. It stops
+    where a header is not plain and where a member is not in the piece as a whole.
+    """
+    near, smallest, room = sizes
+    left = 0  # of the piece before, moved to the start of this one
+    while num < len(names) and used < room and at < until:
+        got = left
+        while got < len(piece):
+            more = _pread(descriptor, piece.ctypes.data + got, len(piece) - got, at + got)
+            if more < 0:
+                return num, at, used  # whoever reads it again is told why
+            if more == 0:
+                break
+            got += more
+        found, position, why = walk(piece, 0, got, at, num, num, table, names)
+        if found == num:
+            return num, at, used
+        hash_members(piece, smallest, num, found, table, hashes)
+        used = gather(piece, into, used, near, num, found, table)
+        num, at = found, at + position
+        if why == NOT_PLAIN:
+            return num, at, used
+        left = max(got - position, 0)  # its last member's padding may be missing
+        _memmove(piece.ctypes.data, piece.ctypes.data + position, left)
+    return num, at, used
+
+
+@compiled(types.void(_DATA, _COLUMN, _COLUMN, _BUFFER))
 def copy_spans(data: Bytes, begins: Ints, sizes: Ints, into: Bytes) -> None:
     """Copy spans of bytes one behind the other into a buffer; leave room for those of size < 0."""
     used = 0
@@ -247,7 +275,7 @@ def copy_spans(data: Bytes, begins: Ints, sizes: Ints, into: Bytes) -> None:
         used += abs(size)
 
 
-@_compiled(_INT(_NAMES, types.Array(types.uint64, 2, "C"), _INT, _INT, _INTS, _INTS))
+@compiled(_INT(_NAMES, types.Array(types.uint64, 2, "C"), _INT, _INT, _INTS, _INTS))
 def split_names(
     texts: Bytes, known: Words, num_known: int, row: int, dots: Ints, codes: Ints
 ) -> int:
@@ -290,32 +318,35 @@ def split_names(
     return NO_MORE
 
 
-@_compiled(_INT(_NAMES, _INTS, _INTS, _INTS))
-def group_names(texts: Bytes, dots: Ints, codes: Ints, starts: Ints) -> int:
+@compiled(types.UniTuple(_INT, 2)(_NAMES, _INTS, _INTS, _INTS, _BUFFER, _INT, _INT))
+def group_names(
+    texts: Bytes, dots: Ints, codes: Ints, starts: Ints, last: Bytes, last_dot: int, found: int
+) -> tuple[int, int]:
     """Find where the runs of names of one key start; return their number, or ODD.
 
-    ODD: a run has an extension twice.
+    `last`: the name before these, with the dot of it, and one bit for each extension of its run,
+    which are returned for the last name here. ODD: a run has an extension twice.
     """
-    num, found = 0, np.uint64(0)
+    num = 0
     for n in range(len(texts)):
-        goes_on = n > 0 and dots[n] == dots[n - 1]
+        before = texts[n - 1] if n > 0 else last
+        goes_on = dots[n] == (dots[n - 1] if n > 0 else last_dot)
         if goes_on:
             for i in range(dots[n]):
-                if texts[n, i] != texts[n - 1, i]:
+                if texts[n, i] != before[i]:
                     goes_on = False
                     break
         if not goes_on:
-            starts[num], found = n, np.uint64(0)
+            starts[num], found = n, 0
             num += 1
-        bit = np.uint64(1) << np.uint64(codes[n])
+        bit = 1 << codes[n]
         if found & bit:
-            return ODD
+            return ODD, found
         found |= bit
-    starts[num] = len(texts)
-    return num
+    return num, found
 
 
-@_compiled(types.void(_DATA, _COLUMN, _COLUMN, _TABLE))
+@compiled(types.void(_DATA, _COLUMN, _COLUMN, _TABLE))
 def jpeg_sizes(data: Bytes, begins: Ints, ends: Ints, sizes: Ints) -> None:
     """Write (width, height) of the JPEGs at `data[begins[i]:ends[i]]`; (0, 0) where not sure.
 

@@ -1,12 +1,11 @@
 """Split the names of thousands of members at once, and group them to samples (see grouping.py).
 
 For the usual tar: names of ASCII with a key and an extension, the members of a sample side by side,
-no key twice. `split_names` and `group_names` say None for any other, which SampleGrouper does.
+no key twice. `split_names` and `NameGroups` say None for any other, which SampleGrouper does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -102,27 +101,39 @@ def split_names(texts: Bytes, extensions: Extensions) -> Names | None:
             return None
 
 
-class Groups(NamedTuple):
-    """Samples: `keys[i]` has the members `starts[i]` to `starts[i + 1]`."""
+class NameGroups:
+    """Groups members to samples while their names come in: `keys`, and where each one starts."""
 
-    keys: list[bytes]
-    starts: Ints  # one more than samples
+    def __init__(self) -> None:
+        self.keys: list[bytes] = []
+        self._starts: list[Ints] = []
+        self._num_names = 0
+        self._known: set[bytes] = set()
+        self._last: tuple[Bytes, int, int] = (np.zeros(NAME_BYTES, np.uint8), -1, 0)
 
+    def add(self, names: Names) -> list[bytes] | None:
+        """Add names; return the keys that are new.
 
-def group_names(parts: Sequence[Names]) -> tuple[Names, Groups] | None:
-    """Group members to samples; None where a key comes again, or an extension within a sample."""
-    if not parts:
-        return None
-    from curation import kernels
+        None where a key comes again, or an extension within a sample: no more can be added then.
+        """
+        from curation import kernels
 
-    names = Names(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
-    texts, dots, codes = names
-    starts = np.empty(len(texts) + 1, np.int64)
-    num = kernels.group_names(texts, dots, codes, starts)
-    if num == kernels.ODD:
-        return None
-    starts = starts[: num + 1]
-    first = starts[:-1]
-    keys = np.where(dots[first, None] > _COLUMNS, texts[first], np.uint8(0))
-    listed: list[bytes] = keys.view(f"S{NAME_BYTES}").ravel().tolist()
-    return (names, Groups(listed, starts)) if len(set(listed)) == len(listed) else None
+        texts, dots, codes = names
+        starts = np.empty(len(texts), np.int64)
+        num, found = kernels.group_names(texts, dots, codes, starts, *self._last)
+        if num == kernels.ODD:
+            return None
+        if len(texts):
+            self._last = texts[-1], int(dots[-1]), found
+        first = starts[:num]
+        keys = np.where(dots[first, None] > _COLUMNS, texts[first], np.uint8(0))
+        listed: list[bytes] = keys.view(f"S{NAME_BYTES}").ravel().tolist()
+        self.keys += listed
+        self._known.update(listed)
+        self._starts.append(first + self._num_names)
+        self._num_names += len(texts)
+        return listed if len(self._known) == len(self.keys) else None
+
+    def bounds(self) -> Ints:
+        """Return where samples start: `keys[i]` has the members `[i]` to `[i + 1]` of this."""
+        return np.concatenate([*self._starts, [self._num_names]]).astype(np.int64)

@@ -30,6 +30,7 @@ class Rows:
         self.pixels: Any = []  # width, height; (0, 0): none
         self.problems: list[str | None] = []
         self.values: list[dict[str, Any]] = []
+        self.image_hashes: list[bytes | None] | None = None  # in place of `values`
         self.extensions: list[str] | pa.Array = []
         self.numbers: Any = []
         self.ends: Any = []  # of each sample's members

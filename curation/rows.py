@@ -12,10 +12,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from curation.captions import TOO_LONG, CaptionFinder
-from curation.columns import columns_of, find_values, needs_image, needs_json
+from curation.columns import HASH_ALONE, columns_of, find_values, needs_image, needs_json
 from curation.contents import Contents, Size
 from curation.grouping import SampleGrouper, SampleMembers, is_image
-from curation.names import Extensions, Names, decode_names, group_names, split_names
+from curation.names import Extensions, NameGroups, Names, decode_names, split_names
 from curation.row_columns import Rows
 from curation.shards import Batch
 from curation.spans import LocalReader, SpanReader
@@ -65,6 +65,10 @@ class RowBuilder:
         self._is_image = np.zeros(1, np.bool_)
         # Names of members, as long as all are of the usual kind; None from then on.
         self._usual: list[_Part] | None = []
+        # Their samples, if the table can be made of these.
+        is_simple = self._finder.simple is not None and not self._of_json
+        self._groups = NameGroups() if is_simple else None
+        self._uids: list[bytes] = []
         self._spans: list[tuple[Ints, Ints, Ints]] = []  # starts, offsets, sizes of members
         self._num_members = 0
         self._offsets: list[int] = []  # once all are known
@@ -92,7 +96,7 @@ class RowBuilder:
     def _codes(self, batch: Batch) -> Ints:
         """Return the number of each member's extension; -1 where it is of no sample."""
         part = None if self._usual is None else self._usual_part(batch)
-        if part is None or self._usual is None:
+        if part is None or self._usual is None or not self._group(part):
             self._give_to_grouper()
             found = self.grouper.add_batch(batch)
             codes = np.array([-1 if e is None else self._extensions.code(e) for e in found])
@@ -112,9 +116,27 @@ class RowBuilder:
         if batch.long_names.keys() != batch.kinds.keys() or batch.is_last_truncated:
             return None
         strangers = {row: (batch.long_names[row], kind) for row, kind in batch.kinds.items()}
-        rows = np.delete(np.arange(len(batch.starts)), list(strangers))
-        names = split_names(batch.raw_names[rows], self._extensions)
+        rows, texts = np.arange(len(batch.starts)), batch.raw_names
+        if strangers:
+            rows = np.delete(rows, list(strangers))
+            texts = texts[rows]
+        names = split_names(texts, self._extensions)
         return None if names is None else _Part(names, rows, strangers)
+
+    def _group(self, part: _Part) -> bool:
+        """Group names to samples, now and not at the end: the next are being read meanwhile.
+
+        False: a key came before, or an extension of its sample.
+        """
+        keys = [] if self._groups is None else self._groups.add(part.names)
+        if keys is None:
+            return False
+        uid, rest = self._uid, b"\x000"
+        for key in keys:
+            hasher = uid.copy()
+            hasher.update(key + rest)
+            self._uids.append(hasher.digest())
+        return True
 
     def _give_to_grouper(self) -> None:
         """Let the one that can do all of them do the usual ones too."""
@@ -144,32 +166,29 @@ class RowBuilder:
         if self._truncated is not None:
             sizes = np.minimum(sizes, self._reader.end() - offsets)
         table = rows.table(starts, offsets, sizes)
-        for name, column in columns_of(rows.values, self._columns).items():
+        if rows.image_hashes is None:
+            columns = columns_of(rows.values, self._columns)
+        else:
+            columns = {"image_hash": pa.array(rows.image_hashes, pa.binary(16))}
+        for name, column in columns.items():
             table = table.append_column(name, column)
         return table
 
     def _usual_rows(self) -> Rows | None:
         """Return the rows if every key comes once, its members side by side; None: they do not."""
-        parts = self._usual
-        if not parts or self._of_json or self._finder.simple is None:
+        parts, groups = self._usual, self._groups
+        if not parts or groups is None:
             return None
-        grouped = group_names([part.names for part in parts])
-        if grouped is None:
-            return None
-        names, (keys, ends) = grouped
+        keys, ends = groups.keys, groups.bounds()
+        codes = np.concatenate([part.names.codes for part in parts])
         shifts = np.cumsum([0, *(len(p.rows) + len(p.strangers) for p in parts)])
         numbers = np.concatenate([p.rows + at for p, at in zip(parts, shifts, strict=False)])
         owners = np.repeat(np.arange(len(keys)), np.diff(ends))
         rows = Rows()
-        if not self._usual_captions(rows, names.codes, numbers, owners, ends):
+        if not self._usual_captions(rows, codes, numbers, owners, ends):
             return None
-        rows.keys, rows.ends, rows.numbers = keys, ends[1:], numbers
-        uid, rest = self._uid, b"\x000"
-        for key in keys:
-            hasher = uid.copy()
-            hasher.update(key + rest)
-            rows.uids.append(hasher.digest())
-        self._usual_images(rows, names.codes, numbers, owners)
+        rows.keys, rows.ends, rows.numbers, rows.uids = keys, ends[1:], numbers, self._uids
+        self._usual_images(rows, codes, numbers, owners)
         for part in parts:
             for name, kind in part.strangers.values():
                 self.grouper.ignore(name, kind)
@@ -231,15 +250,25 @@ class RowBuilder:
         if self._columns:
             number_of = np.full(num, -1)
             number_of[owner_of] = image_numbers
-            pairs, values = (
-                zip(number_of.tolist(), rows.problems, strict=True),
-                self._contents.values,
-            )
-            rows.values = [values.get(n, {}) if problem is None else {} for n, problem in pairs]
+            self._usual_values(rows, number_of)
+
+    def _usual_values(self, rows: Rows, number_of: Ints) -> None:
+        """Fill in what the columns of the job are of the images, by number; -1: none."""
+        if self._columns == HASH_ALONE:
+            hashes = self._contents.image_hashes(number_of)
+            for row, problem in enumerate(rows.problems):
+                if problem is not None:
+                    hashes[row] = None
+            rows.image_hashes = hashes
+            return
+        self._contents.settle()
+        values, pairs = self._contents.values, zip(number_of.tolist(), rows.problems, strict=True)
+        rows.values = [values.get(n, {}) if problem is None else {} for n, problem in pairs]
 
     def _rows_of(self, samples: Sequence[SampleMembers]) -> Rows:
         self.num_repeated_keys = sum(sample.occurrence > 0 for sample in samples)
         self._images = self._contents.images()
+        self._contents.settle()
         rows = Rows()
         for sample in samples:
             self._add_row(rows, sample)

@@ -9,13 +9,14 @@ members become samples.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
-import xxhash
+import numpy.typing as npt
 
 from curation.names import NAME_BYTES, Bytes, Ints, decode_names
 from curation.spans import WINDOW_BYTES, LocalReader, SpanReader
@@ -26,6 +27,7 @@ from curation.windows import (
     MAX_MEMBER_BYTES,
     NEAR_BYTES,
     Chunks,
+    Gathering,
     Hashing,
     Skipping,
     Window,
@@ -33,6 +35,8 @@ from curation.windows import (
 )
 
 __all__ = ["BLOCK", "Batch", "Member", "TarDamageError", "padded", "read_batches", "read_members"]
+
+Words = npt.NDArray[np.uint64]
 
 _MAX_MEMBERS = 6000
 # Texts and JSONs are smaller, pictures are not. (`Hashing` keeps what is smaller.)
@@ -57,7 +61,9 @@ class Batch:
     data: Bytes
     long_names: dict[int, str] = field(default_factory=dict)
     kinds: dict[int, str] = field(default_factory=dict)  # of members that are no files
-    digests: dict[int, bytes] = field(default_factory=dict)  # xxh3-128, where they were asked for
+    # Where they were asked for: rows, and the xxh3-128 of each (its high and its low word).
+    hashed_rows: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+    hashes: Words = field(default_factory=lambda: np.zeros((0, 2), np.uint64))
     is_last_truncated: bool = False
     is_too_short: bool = False  # says the one who uses it: read more behind each header from now on
 
@@ -66,6 +72,11 @@ class Batch:
         """The names, decoded."""
         return decode_names(self.raw_names, self.long_names)
 
+    @cached_property
+    def digests(self) -> dict[int, bytes]:
+        """The hashes that were asked for, by row, as xxhash writes them."""
+        return dict(zip(self.hashed_rows.tolist(), digests_of(self.hashes).tolist(), strict=True))
+
     def members(self) -> Iterator[Member]:
         """Yield the members one by one."""
         last = len(self.starts) - 1
@@ -73,6 +84,11 @@ class Batch:
         for i, (name, start, offset, size) in enumerate(zip(self.names, *columns, strict=True)):
             kind, cut = self.kinds.get(i, "file"), self.is_last_truncated and i == last
             yield Member(name, start, offset, size, kind, cut)
+
+
+def digests_of(hashes: Words) -> npt.NDArray[np.void]:
+    """Return hashes, a high and a low word each, as the 16 bytes that xxhash writes."""
+    return hashes.astype(">u8").view("V16").ravel()
 
 
 def read_members(reader: SpanReader) -> Iterator[Member]:
@@ -95,25 +111,42 @@ def read_batches(
     Raises:
         TarDamageError: after the last good member, where the rest cannot be read.
     """
-    at, num_headers = 0, 0
     with closing(_windows(reader, whole, digests)) as windows:
-        while True:
-            walk = _Walk(windows, at, num_headers)
-            walk.run()
-            if walk.num:
-                batch = walk.batch()
-                yield batch
-                if isinstance(windows, Skipping) and (walk.is_choppy or batch.is_too_short):
-                    windows.near_bytes = WINDOW_BYTES
-                elif isinstance(windows, Hashing) and batch.is_too_short:
-                    windows.near_bytes = NEAR_BYTES
-                if batch.is_last_truncated:
-                    raise _truncated(batch, reader)
-            if walk.error is not None:
-                raise walk.error
-            if walk.is_end:
-                return
-            at, num_headers = walk.at, num_headers + walk.num
+        one_by_one = _walks(windows)
+        walks = _ahead(one_by_one) if isinstance(windows, Hashing) else one_by_one
+        with closing(walks):
+            for walk in walks:
+                if walk.num:
+                    batch = walk.batch()
+                    yield batch
+                    if isinstance(windows, Skipping) and (walk.is_choppy or batch.is_too_short):
+                        windows.near_bytes = WINDOW_BYTES
+                    elif isinstance(windows, Hashing) and batch.is_too_short:
+                        windows.near_bytes = NEAR_BYTES
+                    if batch.is_last_truncated:
+                        raise _truncated(batch, reader)
+                if walk.error is not None:
+                    raise walk.error
+
+
+def _walks(windows: Windows) -> Generator[_Walk]:
+    at, num_headers = 0, 0
+    while True:
+        walk = _Walk(windows, at, num_headers)
+        walk.run()
+        yield walk
+        if walk.is_end or walk.error is not None:
+            return
+        at, num_headers = walk.at, num_headers + walk.num
+
+
+def _ahead(walks: Iterator[_Walk]) -> Generator[_Walk]:
+    """Yield the same, the next one under way while one is looked at."""
+    with ThreadPoolExecutor(1) as thread:
+        following = thread.submit(next, walks, None)
+        while (walk := following.result()) is not None:
+            following = thread.submit(next, walks, None)
+            yield walk
 
 
 def _windows(reader: SpanReader, whole: bool, digests: bool) -> Windows:
@@ -135,29 +168,39 @@ class _Walk:
         self._kernels = kernels
         self._num_before = num_before
         self._windows = windows
+        self._is_hashing = isinstance(windows, Hashing)
         self._window = _NO_WINDOW
         self._behind = 0  # what to add to a position in the window for one in the tar
         self._is_truncated = False
-        self._table = np.empty((5, _MAX_MEMBERS), np.int64)  # rows as kernels.py names them
+        self._table = np.empty((6, _MAX_MEMBERS), np.int64)  # rows as kernels.py names them
         self._names = np.empty((_MAX_MEMBERS, NAME_BYTES), np.uint8)
         self._special: dict[int, Member] = {}  # which were read by themselves
-        self._digests: dict[int, bytes] = {}
+        self._hashes = np.empty((_MAX_MEMBERS if self._is_hashing else 0, 2), np.uint64)
         self._num_windows = 0
+        self._near: Gathering | None = None  # where what lies near headers was gathered
 
     def run(self) -> None:
         """Follow the headers until enough of them were seen, or the tar ends."""
-        windows = self._windows
+        windows, is_odd = self._windows, False
         try:
             if not isinstance(windows, Skipping | Hashing):
                 self._walk_window()
                 return
-            windows.near.clear()
+            if isinstance(windows, Hashing):
+                windows.turn()
+            else:
+                windows.near.clear()
+            self._near = windows.near
             while self._goes_on(windows):
                 if isinstance(windows, Skipping):
                     self._skip_along(windows)
-                    if not self._goes_on(windows):
-                        return
-                self._walk_window()
+                elif not is_odd:
+                    self._hash_along(windows)
+                if self._goes_on(windows):
+                    num_special = len(self._special)
+                    self._walk_window()
+                    # Where one header is not plain, the next ones mostly are not either.
+                    is_odd = len(self._special) > num_special
         except TarDamageError as error:
             self.error = error
 
@@ -179,6 +222,17 @@ class _Walk:
         )  # fmt: skip
         self._num_windows += num_windows
         self._check_reach(before)
+
+    def _hash_along(self, windows: Hashing) -> None:
+        """Follow plain headers, hashing what is between them; stop at any other."""
+        near, sizes = windows.near, (windows.near_bytes, _MIN_HASHED_BYTES, BATCH_BYTES)
+        until = 0
+        while self.at >= until and self._goes_on(windows):
+            until = windows.ahead(self.at)
+            self.num, self.at, near.num_bytes = self._kernels.hash_along(
+                windows.descriptor, windows.piece, near.data, near.num_bytes, self.at, until,
+                sizes, self.num, self._table, self._names, self._hashes,
+            )  # fmt: skip
 
     def _check_reach(self, before: int) -> None:
         """See whether the tar has all of the last member, if any was found since `before`."""
@@ -245,7 +299,7 @@ class _Walk:
             self._look(member.offset + member.size - self.at)
         row, self.num = self.num, self.num + 1
         position, limit = member.offset - self._behind, self._window.end
-        self._table[:, row] = member.start, member.offset, member.size, position, limit
+        self._table[:, row] = member.start, member.offset, member.size, position, limit, 0
         self._names[row] = 0
         self._special[row] = member
         self.at = member.offset + padded(member.size)
@@ -255,14 +309,10 @@ class _Walk:
 
     def _hash(self, windows: Hashing, first: int) -> None:
         """Hash the members from row `first` on, and keep what is near their headers."""
-        near, table, digests = windows.near, self._table, self._digests
-        with self._window.data.data as data:
-            spans = zip(*table[self._kernels.SIZE :, first : self.num].tolist(), strict=True)
-            for row, (size, position, limit) in enumerate(spans, first):
-                if size >= _MIN_HASHED_BYTES and position + size <= limit:
-                    digests[row] = xxhash.xxh3_128_digest(data[position : position + size])
+        near, table, data = windows.near, self._table, self._window.data
+        self._kernels.hash_members(data, _MIN_HASHED_BYTES, first, self.num, table, self._hashes)
         near.num_bytes = self._kernels.gather(
-            self._window.data, near.data, near.num_bytes, windows.near_bytes, first, self.num, table
+            data, near.data, near.num_bytes, windows.near_bytes, first, self.num, table
         )
 
     def _ended(self, num_bytes: int) -> TarDamageError:
@@ -272,16 +322,17 @@ class _Walk:
 
     def batch(self) -> Batch:
         """Return what was found."""
-        special, windows = self._special.items(), self._windows
-        data = windows.near.data if isinstance(windows, Skipping | Hashing) else self._window.data
-        starts, offsets, sizes, positions, limits = self._table[:, : self.num]
+        special, near = self._special.items(), self._near
+        starts, offsets, sizes, positions, limits, is_hashed = self._table[:, : self.num]
+        hashed_rows = np.flatnonzero(is_hashed)
         return Batch(
             starts=starts, offsets=offsets, sizes=sizes, positions=positions, limits=limits,
             raw_names=self._names[: self.num],
-            data=data,
+            data=self._window.data if near is None else near.data,
             long_names={row: member.name for row, member in special},
             kinds={row: member.kind for row, member in special if member.kind != "file"},
-            digests=self._digests,
+            hashed_rows=hashed_rows,
+            hashes=self._hashes[hashed_rows],
             is_last_truncated=self._is_truncated,
         )  # fmt: skip
 

@@ -33,7 +33,7 @@ NEAR_BYTES = 4096
 HEAD_BYTES = 2048
 _PIECE_BYTES = 1 << 20
 # What the disk is asked for before it is wanted.
-_AHEAD_BYTES = 4 << 20
+_AHEAD_BYTES = 16 << 20
 # What is gathered of a tar before it is worked on, and the room for one window more.
 BATCH_BYTES = 4 << 20
 _BATCH_ROOM = BATCH_BYTES + _PIECE_BYTES + _DENSE_WINDOW_BYTES
@@ -87,7 +87,7 @@ class Windows(ABC):
         """Wait for what is under way."""
 
 
-class _Gathering:
+class Gathering:
     """A buffer for what lies near the headers of a batch: `data[:num_bytes]` since `clear`.
 
     It is used again after that, and goes from tar to tar.
@@ -103,7 +103,7 @@ class _Gathering:
 
     def hand_on(self) -> None:
         """Leave the buffer to the next tar."""
-        if not _spare_batches:
+        if len(_spare_batches) < 2:
             _spare_batches.append(self.data)
 
 
@@ -114,7 +114,7 @@ class Skipping(Windows):
 
     def __init__(self, reader: LocalReader) -> None:
         super().__init__(reader)
-        self.near = _Gathering()
+        self.near = Gathering()
         self.descriptor = reader.descriptor
         self._file = reader
         self.near_bytes = NEAR_BYTES  # whoever finds that too little may make it WINDOW_BYTES
@@ -219,31 +219,45 @@ class Chunks(Windows):
 class Hashing(Windows):
     """All of a local file, piece by piece, of which only hashes and `near` remain.
 
-    A piece is small enough to stay in a core's own cache until it is hashed.
+    A piece is small enough to stay in a core's own cache until it is hashed. `near` is one of two
+    in turn: what was gathered of a batch stands while the next is read, in another thread.
     """
 
     is_whole = True
 
     def __init__(self, reader: LocalReader) -> None:
         super().__init__(reader)
-        self.near = _Gathering()
+        self.near, self._other = Gathering(), Gathering()
         self.near_bytes = HEAD_BYTES  # of each member; see Skipping
+        self.descriptor = reader.descriptor
+        self.piece = _spare_pieces.pop() if _spare_pieces else np.empty(_PIECE_BYTES, np.uint8)
         self._file = reader
-        self._piece = _spare_pieces.pop() if _spare_pieces else np.empty(_PIECE_BYTES, np.uint8)
+
+    def turn(self) -> None:
+        """Begin a batch in the buffer that is not in use."""
+        self.near, self._other = self._other, self.near
+        self.near.clear()
+
+    def ahead(self, at: int) -> int:
+        """Have the disk read what follows the next bytes from `at`; return where those end."""
+        until = at + _AHEAD_BYTES
+        self._file.will_need(until, _AHEAD_BYTES)
+        return until
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return up to `size` bytes from `offset`; fewer only at the end of the tar."""
+        return self._file.fetch(offset, size)  # its own window is another thread's
 
     def window(self, at: int, size: int) -> Window:
         """Return what lies at the byte `at` and behind it."""
-        data, _, end = self._current
-        left = self._end - at if self._start <= at <= self._end else 0
-        room = self._piece if size <= _PIECE_BYTES else np.empty(size, np.uint8)
-        room[:left] = data[end - left : end]
-        filled = self._file.fetch_into(room.data[left:], at + left)
-        self._file.will_need(at + left + filled, _AHEAD_BYTES)
-        self._current, self._start = Window(room, 0, left + filled), at
+        room = self.piece if size <= _PIECE_BYTES else np.empty(size, np.uint8)
+        self._current = Window(room, 0, self._file.fetch_into(room.data, at))
+        self._start = at
         return self._current
 
     def close(self) -> None:
         """Hand the buffers on."""
         self.near.hand_on()
+        self._other.hand_on()
         if not _spare_pieces:
-            _spare_pieces.append(self._piece)
+            _spare_pieces.append(self.piece)

@@ -6,8 +6,11 @@ import os
 import subprocess
 import sys
 import tarfile
+import threading
+from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
 import xxhash
 from hypothesis import given, settings
@@ -15,10 +18,12 @@ from hypothesis import strategies as st
 from numba import types
 from numba.core.caching import CacheImpl
 
-from curation import kernels, shards
+from curation import shards
+from curation.compiled import compiled
 from curation.shards import TarDamageError, read_batches
 from curation.spans import open_tar
 from curation.tar_headers import BLOCK, check_end, padded, read_member
+from curation.xxh3 import MIN_BYTES, xxh3_128
 
 FORMATS = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
 NAMES = ["a.jpg", "dir/b.txt", "n" * 120 + ".json", "d/" * 60 + "c.png", "ä.txt", "folder/"]
@@ -151,15 +156,42 @@ def test_what_is_not_plain_is_handed_over(change, tmp_path):
         assert in_batches(path, **how) == expected
 
 
+@settings(deadline=None, max_examples=200)
+@given(
+    size=st.one_of(st.integers(MIN_BYTES, 3000), st.integers(MIN_BYTES, 200_000)),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_the_compiled_hash_is_that_of_xxhash(size, seed):
+    data = np.random.default_rng(seed).integers(0, 256, size + 1, np.uint8)[1:]  # not aligned
+    high, low = xxh3_128(data.ctypes.data, size, np.empty(8, np.uint64))
+    assert int(high).to_bytes(8, "big") + int(low).to_bytes(8, "big") == xxhash.xxh3_128_digest(
+        data
+    )
+
+
+def test_a_hashed_walk_is_many_batches_and_may_be_left_after_any_of_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "_MAX_MEMBERS", 5)
+    path = tmp_path / "a.tar"
+    members = [(f"{n}.jpg", FORMATS[n % 3], 3000 + n, "none") for n in range(40)]
+    write(path, members)
+    assert in_batches(path, digests=True) == one_by_one(path)
+    num_threads = threading.active_count()
+    for num_taken in (1, 3):
+        with open_tar(path) as reader, closing(read_batches(reader, digests=True)) as batches:
+            for _ in range(num_taken):
+                assert len(next(batches).hashed_rows) == 5
+        assert threading.active_count() == num_threads
+
+
 def double(number: int) -> int:
     return 2 * number
 
 
 def test_where_machine_code_cannot_be_kept_a_loop_is_compiled_all_the_same(monkeypatch):
     monkeypatch.setattr(CacheImpl, "_locator_classes", [])
-    compiled = kernels._compiled(types.int64(types.int64))(double)
-    assert compiled(4) == 8
-    assert compiled.nopython_signatures
+    looped = compiled(types.int64(types.int64))(double)
+    assert looped(4) == 8
+    assert looped.nopython_signatures
 
 
 def test_numba_comes_without_scipy():
