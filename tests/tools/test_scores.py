@@ -152,6 +152,46 @@ def test_written_text_is_read_compared_and_painted_over():
     assert reader.regions(Image.new("RGB", (8, 8))) == []
 
 
+class FakeEngine:
+    """Takes the place of RapidOCR, which needs minutes and gigabytes for what the test forbids."""
+
+    def __init__(self, *boxes):
+        self.boxes = [np.array(box, float) for box in boxes]
+
+    def __call__(self, bgr_HW3, **options):
+        self.shape = bgr_HW3.shape
+        if not self.boxes:
+            raise RuntimeError("a stage failed")
+        found = type("Found", (), {"boxes": self.boxes})
+        found.txts, found.scores = ["text"] * len(self.boxes), [1.0] * len(self.boxes)
+        return found
+
+
+def test_a_tall_picture_is_padded_for_the_reader_and_what_it_finds_there_is_cut(monkeypatch):
+    inside, across = [[2, 2], [9, 2], [9, 8], [2, 8]], [[2, 2], [90, 2], [90, 8], [2, 8]]
+    beyond = [[50, 2], [90, 2], [90, 8], [50, 8]]
+    engine = FakeEngine(inside, across, beyond)
+    monkeypatch.setattr(ocr.Ocr, "_engine", lambda self: engine)
+    regions = ocr.Ocr().regions(Image.new("RGB", (16, 1600)))
+    assert engine.shape == (1600, 200, 3)
+    assert [max(x for x, _ in region.corners) for region in regions] == [9, 15]
+    ocr.Ocr().regions(Image.new("RGB", (1600, 16)))
+    assert engine.shape == (16, 1600, 3)
+
+
+def test_pictures_that_would_take_gigabytes_or_break_the_reader_are_bad_and_not_fatal(
+    monkeypatch, encoder
+):
+    monkeypatch.setattr(ocr.Ocr, "_engine", lambda self: FakeEngine())
+    samples = [SAMPLES[0], RawSample("long", png(1, (1, 20_000))), SAMPLES[1]]
+    found = score(encoder, [{"name": "clip_score"}], samples)
+    assert found.bad == {1: "1 x 20,000 pixels: more than 100 times as long as wide"}
+    assert np.isfinite(found.columns["clip_score"][[0, 2]]).all()
+    for section in ({"name": "text_overlap"}, {"name": "clip_score_text_masked"}):
+        found = score(encoder, [section], SAMPLES[:2])
+        assert found.bad == dict.fromkeys((0, 1), "its text cannot be read (a stage failed)")
+
+
 # Of the model
 
 
@@ -329,7 +369,10 @@ def test_tuned_vectors_come_from_arrays_and_never_from_pickles(tmp_path, encoder
     np.save(tmp_path / "three.npy", np.zeros((3, 4)))
     with pytest.raises(DataError, match=r"expected one of \[2, D\]"):
         read_pair(tmp_path / "three.npy")
-    np.save(tmp_path / "narrow.npy", np.zeros((2, 4)))
+    np.save(tmp_path / "zero.npy", np.eye(3)[:2] * [1, 0, 0])
+    with pytest.raises(DataError, match="a vector is zero or not finite"):
+        read_pair(tmp_path / "zero.npy")
+    np.save(tmp_path / "narrow.npy", np.ones((2, 4)))
     narrow = {"name": "prompt_pair", "column": "c", "vectors": str(tmp_path / "narrow.npy")}
     with pytest.raises(DataError, match="got vectors of width 4; this model's have 16"):
         score(encoder, [narrow])

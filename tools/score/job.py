@@ -173,9 +173,9 @@ def describe(report: ScoringReport, plan: ScorePlan) -> str:
         f"{report.num_samples:,} samples in {report.num_shards:,} shards, of which "
         f"{report.num_done_before:,} were scored before; {report.num_unreadable:,} samples are "
         f"unreadable by their index, {report.num_bad:,} images of the shards scored now cannot be "
-        "decoded: these have no score"
+        "used: these have no score"
     ]
-    lines += [f"  cannot be decoded: {name}" for name in report.bad[:10]]
+    lines += [f"  cannot be used: {name}" for name in report.bad[:10]]
     if len(report.bad) > 10:
         lines.append(f"  and {report.num_bad - 10:,} more")
     lines += [f"shard not read: {why}" for why in report.quarantined]

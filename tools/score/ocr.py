@@ -15,8 +15,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
+from evaluation.images import UndecodableImageError
+
 PACKAGES = ("rapidocr", "onnxruntime")
 MIN_SIDE_PIXELS = 16  # smaller pictures hold no text that could be read
+# Its detector scales the shorter side up to 736: 16 x 1600 pixels would take 7 GB and minutes.
+# RapidOCR itself widens what is wider than this; what is taller is padded here.
+_MAX_ASPECT = 8
 _MARGIN = 0.25  # of the height of a box: how far "what surrounds it" reaches
 
 
@@ -62,17 +67,28 @@ class Ocr:
         return self._local.engine
 
     def regions(self, image: Image.Image) -> list[Region]:
-        """Return the text in an RGB picture, from top to bottom."""
-        if min(image.size) < MIN_SIDE_PIXELS:
+        """Return the text in an RGB picture, from top to bottom.
+
+        Raises UndecodableImageError where the library fails on it.
+        """
+        width, height = image.size
+        if min(width, height) < MIN_SIDE_PIXELS:
             return []
         bgr_HW3 = np.ascontiguousarray(np.asarray(image)[:, :, ::-1])
-        found = self._engine()(bgr_HW3, use_det=True, use_cls=False, use_rec=True)
+        padding = max(0, -(-height // _MAX_ASPECT) - width)
+        bgr_HW3 = np.pad(bgr_HW3, ((0, 0), (0, padding), (0, 0)))
+        engine = self._engine()
+        try:
+            found = engine(bgr_HW3, use_det=True, use_cls=False, use_rec=True)
+        except Exception as error:  # whatever its stages raise on a picture
+            raise UndecodableImageError(f"its text cannot be read ({error})") from None
         if found.boxes is None or found.txts is None:
             return []
         regions = []
         for box, text, confidence in zip(found.boxes, found.txts, found.scores, strict=True):
-            corners = tuple((float(x), float(y)) for x, y in np.asarray(box))
-            regions.append(Region(corners, str(text), float(confidence)))
+            corners = tuple((min(float(x), width - 1.0), float(y)) for x, y in np.asarray(box))
+            if min(x for x, _ in corners) < width - 1:  # not in the padding
+                regions.append(Region(corners, str(text), float(confidence)))
         return regions
 
 

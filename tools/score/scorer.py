@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from evaluation.encoder import Encoder
 
 _BATCHES_AHEAD = 2  # decoded and waiting; memory is that of their pixels
+# A model's preprocessing scales the shorter side to its own: of 1 x 65,500 that would take 10 GB.
+MAX_ASPECT = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,13 +178,21 @@ class BatchScorer:
             image = decode_image(sample.image)
         except UndecodableImageError as error:
             return _Prepared(error=str(error))
+        if max(image.size) > MAX_ASPECT * min(image.size):
+            size = f"{image.width:,} x {image.height:,} pixels"
+            return _Prepared(error=f"{size}: more than {MAX_ASPECT} times as long as wide")
         picture = Picture(image, sample.caption, self._ocr)
-        values = {name: v for score in active for name, v in score.look(picture).items()}
+        try:
+            values = {name: v for score in active for name, v in score.look(picture).items()}
+            wants_masked = any(score.uses_masked for score in active)
+            text_free = picture.masked if wants_masked else None
+        except UndecodableImageError as error:  # of the reader of text
+            return _Prepared(error=str(error))
         pixels = masked = None
         if any(score.uses_model for score in active):
             pixels = self._transformed(image)
-        if any(score.uses_masked for score in active) and picture.masked is not None:
-            masked = self._transformed(picture.masked)
+        if text_free is not None:
+            masked = self._transformed(text_free)
         return _Prepared(sample.caption, values, pixels, masked)
 
     def _transformed(self, image: Image.Image) -> Tensor:

@@ -47,8 +47,8 @@ def read_pair(path: Path) -> np.ndarray[Any, np.dtype[np.float32]]:
     if len(found) != 1 or found[0].ndim != 2 or found[0].shape[0] != 2:
         raise DataError(f"{path}: got arrays of shape {shapes}; expected one of [2, D].")
     pair = np.asarray(found[0], np.float32)
-    if not np.isfinite(pair).all():
-        raise DataError(f"{path}: the vectors are not finite.")
+    if not np.isfinite(pair).all() or not pair.any(axis=1).all():
+        raise DataError(f"{path}: a vector is zero or not finite, which is no direction.")
     return pair
 
 
