@@ -180,7 +180,15 @@ def validate(tree: Mapping[str, Any], schema: type[Schema], *, label: str) -> Sc
     try:
         return schema.model_validate(tree)
     except ValidationError as error:
-        problems = [_explain(problem, tree) for problem in error.errors(include_url=False)]
+        found = error.errors(include_url=False)
+        # A list whose items are wrong is not too short as well.
+        places = [problem["loc"] for problem in found]
+        problems = [
+            _explain(problem, tree)
+            for problem in found
+            if problem["type"] != "too_short"
+            or not any(p[: len(problem["loc"])] == problem["loc"] != p for p in places)
+        ]
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
         raise ConfigError("\n  ".join([f"{label}: {count}", *problems])) from None
 
@@ -194,7 +202,7 @@ def _explain(problem: Any, tree: Mapping[str, Any]) -> str:
         text = f"{path}: this section needs a `name` (got {_short(got)})"
         glued = isinstance(got, dict) and any(":" in str(key) for key in got)
         return text + ("; YAML wants a blank behind a colon: `name: X`" if glued else "")
-    message = problem["msg"].removeprefix("Value error, ")
+    message = problem["msg"].removeprefix("Value error, ").replace("valid tuple", "valid list")
     text = f"{path}: {message}" if path else message
     if kind not in {"value_error", "required_key"}:
         text += f" (got {_short(got)})"

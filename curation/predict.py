@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from configs.errors import did_you_mean
 from curation.arrow import read_parquet
 from curation.config import CurateConfig
 from curation.decide import decide
@@ -86,6 +87,10 @@ def predict(config: CurateConfig, shards: Sequence[InputShard]) -> list[str]:
             "none of the shards" if num_looked_at == len(shards) else f"none of {num_looked_at:,}"
         )
         how = f"{_HOW}{_SCORES.format(', '.join(needs.scored)) if needs.scored else ''}"
+        info = read_index_info(shards[0].index)
+        for name in needs.scored if info else ():
+            near = did_you_mean(name, info.columns if info else ())
+            how += f" {name!r}{near}" if near != "." else ""
         return [f"no prediction: {which} has an index{what} yet. {how}"]
     is_part = len(chosen) < len(shards)
     share = sum(row["num_bytes"] for row in chosen) / sum(num_bytes_of(s) for s in shards)

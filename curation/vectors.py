@@ -11,6 +11,7 @@ reader knows them without reading them, and never takes those of another state o
 
 from __future__ import annotations
 
+import glob
 import json
 import re
 from contextlib import suppress
@@ -23,7 +24,7 @@ import numpy.typing as npt
 import xxhash
 from numpy.lib import format as npy
 
-from configs.errors import DataError, UsageError
+from configs.errors import DataError, UsageError, did_you_mean
 from configs.publish import published_file
 from curation.index import read_index_info
 
@@ -139,7 +140,15 @@ def read_vectors(index_path: Path, name: str, *, digest: str | None = None) -> V
         made = _read_info(path)
         vectors = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
-        raise DataError(_advise(path, "there are no such vectors", name)) from None
+        stem = index_path.name.removesuffix(_SUFFIX)
+        there = sorted(
+            other.name.removeprefix(f"{stem}.").removesuffix(".npy")
+            for other in index_path.parent.glob(f"{glob.escape(stem)}.*.npy")
+        )
+        why = f"there are no such vectors{did_you_mean(name, there).rstrip('?.')}"
+        if there:
+            why += f" (this index has: {', '.join(there)})"
+        raise DataError(_advise(path, why, name)) from None
     if info is None or made.index != info.content or made.num_samples != info.num_samples:
         rows = info.num_samples if info else "no"
         raise DataError(

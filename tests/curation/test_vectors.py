@@ -91,6 +91,10 @@ def test_vectors_of_another_state_of_the_tar_are_not_taken(indexed):
 
 def test_what_is_missing_damaged_or_foreign_is_named_with_what_to_do(indexed):
     index = indexed()
+    write_vectors(index, "clip_image", vectors(3))
+    with pytest.raises(DataError, match=r"did you mean 'clip_image' \(this index has: clip_im"):
+        read_vectors(index, "clip_imag")
+    vectors_path(index, "clip_image").unlink()
     with pytest.raises(DataError, match=r"0\.index\.v\.npy: there are no such.*pairmill score"):
         read_vectors(index, "v")
     with pytest.raises(UsageError, match="no vectors can be called 'a/b'"):

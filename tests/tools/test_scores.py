@@ -399,6 +399,13 @@ def config(*sections, **changes):
         ([{"name": "prompt_pair", "column": "c"}], {}, "either `prompts`"),
         ([{"name": "embeddings", "image": None, "text": None}], {}, "both `image` and `text`"),
         ([{"name": "image_quality", "blur": None, "entropy": None}], {}, "both `blur`"),
+        ([{"name": "image_quality", "blur": "A B"}], {}, r"t: 1 problem\n.*blur"),
+        (
+            [{"name": "prompt_pair", "column": "c", "prompts": ["a", "b"]}],
+            {},
+            r"t: 2 problems\n.*prompts\.0: Input should be a valid list \(got 'a'\)",
+        ),
+        ([{"name": "prompt_pair", "column": "c", "vectors": "no.npy"}], {}, "no file 'no.npy'"),
     ],
 )
 def test_a_configuration_that_cannot_be_is_refused(sections, changes, message):

@@ -34,6 +34,11 @@ def read_pair(path: Path) -> np.ndarray[Any, np.dtype[np.float32]]:
             "(.p, .pkl, .pt) can run anything when it is opened: load it where you trust it, and "
             "save the array with numpy.save."
         )
+    if not path.is_file():
+        raise ConfigError(
+            f"prompt_pair: vectors: there is no file {str(path)!r}; expected a .npy or "
+            ".safetensors of two vectors, [2, D]."
+        )
     try:
         if path.suffix == ".npy":
             found = [np.load(path, allow_pickle=False)]
