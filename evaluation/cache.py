@@ -53,7 +53,7 @@ class FeatureCache:
     def get(self, key: str) -> Entry | None:
         """Return an entry, or None where it is not there. Raises DataError where it is damaged."""
         place = self.folder / key
-        if not (place / _META).is_file():
+        if not self._is_there(key):
             return None
         try:
             meta = json.loads((place / _META).read_text(encoding="utf-8"))
@@ -69,18 +69,23 @@ class FeatureCache:
         return Entry(torch.from_numpy(array), meta)
 
     def put(self, key: str, feature_nD: Tensor, meta: Mapping[str, Any]) -> None:
-        """Publish an entry; nothing happens where another process was first."""
-        place = self.folder / key
-        if place.exists():
-            return
-        array = feature_nD.numpy()
-        try:
-            with published_folder(place) as temporary:
-                np.save(temporary / _FEATURES, array, allow_pickle=False)
-                publish_text(temporary / _META, _json({**meta, "shape": list(array.shape)}))
-        except OSError:
-            if not (place / _META).is_file():  # else: another process was first
-                raise
+        """Publish an entry, unless another process was first; its parts are removed."""
+        if not self._is_there(key):
+            array = feature_nD.numpy()
+            try:
+                with published_folder(self.folder / key) as temporary:
+                    np.save(temporary / _FEATURES, array, allow_pickle=False)
+                    publish_text(temporary / _META, _json({**meta, "shape": list(array.shape)}))
+            except OSError:
+                if not self._is_there(key):
+                    raise
+        self.remove_parts(key)
+
+    def _is_there(self, key: str) -> bool:
+        return (self.folder / key / _META).is_file()
+
+    def remove_parts(self, key: str) -> None:
+        """Remove the batches of an entry that is published."""
         shutil.rmtree(self._parts(key), ignore_errors=True)
 
     def _parts(self, key: str) -> Path:
@@ -96,10 +101,14 @@ class FeatureCache:
     def put_part(
         self, key: str, number: int, feature_bD: Tensor, undecodable: Mapping[int, str]
     ) -> None:
-        """Publish one batch of a run under way."""
+        """Publish one batch of a run under way, unless another run has finished meanwhile."""
         reasons = json.dumps({str(k): v for k, v in undecodable.items()}, ensure_ascii=False)
-        with published_file(self._part(key, number)) as file:
-            np.savez(file, features=feature_bD.numpy(), undecodable=np.array(reasons))
+        try:
+            with published_file(self._part(key, number)) as file:
+                np.savez(file, features=feature_bD.numpy(), undecodable=np.array(reasons))
+        except FileNotFoundError:
+            if not self._is_there(key):  # else: the other run removed the folder with the parts
+                raise
 
     def join_parts(self, key: str, num_parts: int) -> tuple[Tensor, dict[int, str]]:
         """Return the features of all parts, in order, and the reasons of undecodable images."""

@@ -13,6 +13,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
@@ -229,13 +230,13 @@ class Features:
         except (PairmillError, OSError) as caught:
             error = caught
         self.world.together(error)
-        try:
-            feature_nD, undecodable = self.cache.join_parts(key, num_parts)
-        except FileNotFoundError:  # another run has finished meanwhile, and removed them
-            entry = self.cache.get(key)
-            if entry is None:
-                raise
-            return entry
+        joined: tuple[Tensor, dict[int, str]] | None = None
+        with suppress(FileNotFoundError):
+            joined = self.cache.join_parts(key, num_parts)
+        if self.world.any(joined is None):  # all ranks go the same way
+            return self._of_another_run(key, what)
+        assert joined is not None
+        feature_nD, undecodable = joined
         meta: dict[str, Any] = {"kind": "images", "what": what, "data": part.data_digest}
         meta["undecodable"] = {str(k): v for k, v in undecodable.items()}
         self.world.together()  # before rank 0 removes the parts
@@ -243,6 +244,22 @@ class Features:
         self.world.together()
         self.seconds_encoding += time.monotonic() - started
         return Entry(feature_nD, meta)
+
+    def _of_another_run(self, key: str, what: str) -> Entry:
+        """Return what another run has published meanwhile; it removed the parts that are missing.
+
+        Raises DataError where there is nothing.
+        """
+        entry = self.cache.get(key)
+        if entry is None:
+            raise DataError(
+                f"{what}: batches in the cache {self.cache.folder} were removed while they were "
+                "computed, and no run has finished them. Run the same line again, and leave the "
+                "cache alone meanwhile."
+            )
+        if self.world.rank == 0:
+            self.cache.remove_parts(key)
+        return entry
 
     def _encode_parts(
         self,

@@ -60,6 +60,11 @@ def job_digest(
         "method": section.model_dump(mode="json"),
         "keys": config.result_keys(),
     }
+    auxiliary = getattr(section, "auxiliary", None)
+    if auxiliary is not None:
+        from evaluation.methods.auxiliary import auxiliary_identity  # with torch
+
+        content["auxiliary"] = auxiliary_identity(auxiliary)
     text = json.dumps(content, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -21,8 +21,8 @@ def describe(stage: Stage, data: Sources | Stream, world_size: int) -> str:
     config, batch, steps = stage.config, stage.batch, stage.num_steps
     a_node = min(world_size, int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
     micro, accumulated = local_batch(stage, world_size)
-    factors = [_count(world_size // a_node, "node")] if a_node < world_size else []
-    factors += [_count(a_node, "rank"), f"{micro:,} samples"]
+    factors = [counted(world_size // a_node, "node")] if a_node < world_size else []
+    factors += [counted(a_node, "rank"), f"{micro:,} samples"]
     factors += [f"{accumulated} micro-batches"] if accumulated > 1 else []
     if batch != world_size * micro * accumulated:
         factors[-1] += " (the last one smaller)"
@@ -36,12 +36,30 @@ def describe(stage: Stage, data: Sources | Stream, world_size: int) -> str:
     )
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, in the plural but for 1."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def never_at_peak(stage: Stage) -> str | None:
+    """Say that a stage ends within its warmup; None where it does not."""
+    optimizer, batch = stage.config.optimizer, stage.batch
+    if optimizer.warmup_samples <= stage.num_steps * batch:
+        return None
+    last = stage.learning_rate(stage.last_sample - batch)
+    return (
+        f"WARNING: the warmup of {optimizer.warmup_samples / batch:,.1f} steps is longer than the "
+        f"{counted(stage.num_steps, 'step')} that there are: the learning rate ends at {last:.3g} "
+        f"and never comes to {optimizer.learning_rate:g}. Lower optimizer.warmup_samples "
+        f"({optimizer.warmup_samples:,}), or raise samples ({stage.config.samples:,})."
+    )
 
 
 def describe_schedule(stage: Stage) -> str:
     """Say how the learning rate of a stage goes."""
+    warning = never_at_peak(stage)
+    if warning is not None:
+        return warning
     optimizer, batch = stage.config.optimizer, stage.batch
     keys = optimizer.schedule.model_dump(exclude={"name"})
     settings = f" ({', '.join(f'{key} {value:,}' for key, value in keys.items())})" if keys else ""

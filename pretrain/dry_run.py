@@ -8,7 +8,7 @@ import os
 
 import torch
 
-from pretrain.arithmetic import describe, describe_schedule, local_batch
+from pretrain.arithmetic import counted, describe, describe_schedule, local_batch
 from pretrain.build import build_model, check_batch, read_data, stage_model_config
 from pretrain.config import PretrainConfig
 from pretrain.data.dataset import Sources
@@ -56,8 +56,8 @@ def describe_run(
     checkpoints = (stages.num_samples - 1) // config.intervals.checkpoint_samples
     said.append(
         f"in all {stages.num_steps:,} steps, {stages.num_samples:,} samples, {flops:.3g} FLOPs "
-        f"(three forward passes of both towers); {checkpoints + len(stages.stages):,} checkpoints; "
-        f"output {config.output}"
+        f"(three forward passes of both towers); "
+        f"{counted(checkpoints + len(stages.stages), 'checkpoint')}; output {config.output}"
     )
     return said
 

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from configs.errors import PairmillError, UsageError
 from configs.load import to_yaml
 from configs.publish import publish_text
-from pretrain.arithmetic import describe
+from pretrain.arithmetic import describe, never_at_peak
 from pretrain.bad_samples import BadSamples, drop_rows_after
 from pretrain.build import Parts, build_parts
 from pretrain.config import PretrainConfig
@@ -147,7 +147,7 @@ def open_run(
         )
         reason = "went back" if stability is not None else "resume" if found else "start"
         note_start(folder, samples_seen=samples_seen, reason=reason, num_ranks=parts.group.size)
-        say(describe(parts.stage, parts.data, parts.group.size))
+        say_stage(parts)
         if section.device_peak_flops is None:
             say(
                 "mfu is not logged: set telemetry.device_peak_flops to the dense peak of one "
@@ -169,6 +169,14 @@ def open_run(
     )
 
 
+def say_stage(parts: Parts) -> None:
+    """Say what the stage is that begins or goes on."""
+    say(describe(parts.stage, parts.data, parts.group.size))
+    warning = never_at_peak(parts.stage)
+    if warning is not None:
+        say(warning)
+
+
 class Ended(Enum):
     """Why steps are no longer taken."""
 
@@ -185,7 +193,7 @@ def loop(run: Run, request: StopRequest) -> Ended:
             assert stage is not None, "a run that is not finished has a stage left"
             run.enter(stage)
             if run.telemetry is not None:
-                say(describe(stage, run.parts.data, run.parts.group.size))
+                say_stage(run.parts)
         ended = loop_stage(run, request)
         if ended is not Ended.FINISHED:
             return ended

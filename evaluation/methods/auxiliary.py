@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from evaluation.features import ImageTower
 from evaluation.identity import choose_device, identify
 from evaluation.pixel_baseline import SIDE_PIXELS, pixel_vector
 from evaluation.subject import Subject
+from evaluation.tar import file_sha256
 
 
 @dataclass(frozen=True)
@@ -69,36 +71,45 @@ class PixelTower:
         return pixels_b3HW
 
 
+def auxiliary_identity(source: str) -> str:
+    """Return what the features of an encoder depend on, in words and digests.
+
+    Raises UsageError where `source` is none of the four kinds, and CheckpointError.
+    """
+    kind, _, name = source.partition(":")
+    if kind == "file" and name:
+        files = [Path(name) / f"{split}.npy" for split in ("train", "val", "test")]
+        return " ".join(["files", *(file_sha256(path) for path in files if path.is_file())])
+    if kind == "timm" and name:
+        return f"timm {version('timm')} {name}"
+    if kind == "checkpoint" and name:
+        found = identify(name)
+        return f"checkpoint {found.digest} {found.setting_digest}"
+    if source == "pixels":
+        return f"pixels {SIDE_PIXELS}"
+    raise UsageError(
+        f"auxiliary: got {source!r}; expected timm:MODEL, checkpoint:CHECKPOINT, file:FOLDER "
+        "or pixels."
+    )
+
+
 def auxiliary_features(source: str, subject: Subject, split: str) -> Tensor:
     """Return the auxiliary features of a split [n, A], computed once and cached."""
+    identity = auxiliary_identity(source)
     kind, _, name = source.partition(":")
     features, part = subject.features, subject.dataset.part(split)
-    if kind == "file" and name:
+    if kind == "file":
         return _from_file(Path(name) / f"{split}.npy", len(subject.split(split).part.samples))
-    if kind == "timm" and name:
-        import timm
 
-        identity = f"timm {timm.__version__} {name}"
-
-        def tower() -> ImageTower:
+    def tower() -> ImageTower:
+        if kind == "timm":
             return load_timm(name, features.device)
+        if kind == "pixels":
+            return PixelTower()
+        from evaluation.encoder import load_encoder
 
-    elif source == "pixels":
-        identity, tower = f"pixels {SIDE_PIXELS}", PixelTower
+        return load_encoder(name, device=features.device)
 
-    elif kind == "checkpoint" and name:
-        identity = f"checkpoint {identify(name).digest} {identify(name).setting_digest}"
-
-        def tower() -> ImageTower:
-            from evaluation.encoder import load_encoder
-
-            return load_encoder(name, device=features.device)
-
-    else:
-        raise UsageError(
-            f"auxiliary: got {source!r}; expected timm:MODEL, checkpoint:CHECKPOINT, file:FOLDER "
-            "or pixels."
-        )
     return features.auxiliary(identity, tower, subject.dataset.name, split, part)
 
 

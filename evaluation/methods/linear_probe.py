@@ -22,6 +22,7 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
+from configs.errors import DataError
 from evaluation.dataset import EvaluationDataset
 from evaluation.methods.registry import CSearch, Outcome
 from evaluation.methods.zero_shot import MatrixScores, accuracies
@@ -120,6 +121,14 @@ class LinearProbe:
                 *(train_x[fitted], train_y[fitted]),
                 *(train_x[out], train_y[out]),
             )
+            if not len(out) or len(np.unique(train_y)) < 2:
+                raise DataError(
+                    f"{subject.dataset.name}: linear_probe has {len(out)} of "
+                    f"{len(out) + len(fitted)} train images held out (validation="
+                    f"{self.validation:g}) and fits the others, of {len(np.unique(train_y))} "
+                    "classes; expected at least one image to validate by, and two classes. Give "
+                    "the dataset a val split, or set another `validation` of the method."
+                )
         c, _ = SEARCHES[self.search](lambda c: float(fit(train_x, train_y, c).score(val_x, val_y)))
         if self.search == "openai":
             train_x, train_y = np.concatenate([train_x, val_x]), np.concatenate([train_y, val_y])

@@ -35,7 +35,7 @@ def shots_and_validation(
     Without a validation split (None) the validation samples come from what the shots left over of
     `train_n`, and are positions in it. Where that is less than a quarter of a class (and less than
     `validation`), the last of its shots are validation samples instead: a method that has nothing
-    to choose by takes the first of its grid, which is zero-shot.
+    to choose by would take the first of its grid.
     """
     generator = random.Random(seed)
     chosen = sample(generator, train_n, shots)

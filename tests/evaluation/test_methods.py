@@ -11,6 +11,7 @@ import pytest
 import torch
 from arrays import SIZES, make_subject
 
+from configs.errors import DataError
 from configs.load import validate
 from configs.registry import Config
 from evaluation.config import MethodSection
@@ -27,9 +28,11 @@ from evaluation.methods import (
     wise_ft,
 )
 from evaluation.methods.catalogue import learners, methods
+from evaluation.methods.few_shot_sweep import rows_of
 from evaluation.methods.sampler import sample, shots_and_validation
 from evaluation.methods.selective import aurc, aurc_resampled
 from evaluation.statistics import intervals
+from pretrain.model.geometries import Cosine
 from tools.conformance.__main__ import main as conformance
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "golden" / "evaluation"
@@ -140,6 +143,25 @@ def test_amu_chooses_on_validation_and_the_published_protocol_on_test_and_says_s
     assert [plain.compat, published.compat] == ["none", "published"]
     assert "may look at test labels" in published.metrics[0].definition
     assert plain.metrics[0].value > values(run(METHODS[0]))["zero_shot", None, "top1"]
+
+
+def test_amu_with_nothing_to_choose_by_keeps_the_alpha_that_it_was_given():
+    part = few_shot.labelled(torch.eye(4), torch.arange(4), torch.eye(4), Cosine(), 20.0)
+    part = replace(part, aux_nA=torch.eye(4))
+    task = few_shot.FewShotTask(part, torch.eye(4), Cosine(), 20.0, seed=1)
+    nothing = rows_of(part, np.zeros(0, dtype=np.int64))
+    for alpha in (3.0, 0.5):
+        learner = learners.section("amu_tuning")(name="amu_tuning", alpha=alpha, epochs=1).build()
+        assert learner.fit(task, nothing).chosen["alpha"] == alpha
+
+
+def test_a_probe_without_images_to_validate_by_says_so():
+    subject = make_subject()
+    sources = {name: subject.dataset.sources[name] for name in ("train", "test")}
+    without_val = replace(subject, dataset=replace(subject.dataset, sources=sources))
+    probe = methods.section("linear_probe")(name="linear_probe", validation=1e-9).build()
+    with pytest.raises(DataError, match=r"0 of 240 train images held out .* 6 classes"):
+        list(probe.run(without_val))
 
 
 def test_the_slope_of_amu_in_closed_form_is_that_of_autograd():

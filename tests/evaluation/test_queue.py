@@ -5,18 +5,22 @@ from __future__ import annotations
 import shutil
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from arrays import make_subject
 from safetensors.torch import load_file, save_file
+from test_methods import One
 from test_suite import make_config
 
 from configs.errors import DataError, UsageError
-from configs.load import to_yaml
+from configs.load import to_yaml, validate
 from evaluation import encoder as encoder_module
 from evaluation import suite
 from evaluation.cache import FeatureCache, describe
-from evaluation.jobs import parse_part
+from evaluation.jobs import jobs_of, parse_part
 from evaluation.result import Result, read_results
 from evaluation.suite import evaluate
 from tests import warm
@@ -94,6 +98,59 @@ def test_a_second_run_and_a_new_method_take_features_from_the_cache(
     entry.write_bytes(b"damaged")
     with pytest.raises(DataError, match="Remove the folder; they are computed again"):
         FeatureCache(tmp_path / "out" / "cache").get(entry.parent.name)
+
+
+def test_two_runs_that_encode_the_same_at_once_both_finish_and_leave_nothing(
+    tmp_path: Path, classification: Path, run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = str(tmp_path / "cache")
+    config = make_config(tmp_path / "a", classification, cache=cache)
+    other = make_config(tmp_path / "b", classification, cache=cache)
+    real_put, real_save = FeatureCache.put_part, np.savez
+    rows: list[Result] = []
+    started: list[int] = []
+
+    def while_the_other_finishes(self: FeatureCache, key: str, number: int, *rest: object) -> None:
+        if number == 1 and not started:
+            started.append(number)
+            rows.extend(evaluate(other, [str(run_folder)]))
+        if number == 2 and rows:  # the other removes its parts while this one is being written
+
+            def removed(*args: object, **arrays: object) -> None:
+                real_save(*args, **arrays)
+                shutil.rmtree(self._parts(key))
+
+            monkeypatch.setattr(np, "savez", removed)
+        real_put(self, key, number, *rest)
+        monkeypatch.setattr(np, "savez", real_save)
+
+    monkeypatch.setattr(FeatureCache, "put_part", while_the_other_finishes)
+    assert plain(evaluate(config, [str(run_folder)])) == plain(rows)
+    assert not list(Path(cache).glob(".parts-*"))
+    monkeypatch.setattr(FeatureCache, "put_part", real_put)
+    monkeypatch.setattr(FeatureCache, "join_parts", lambda *_: Path("/nowhere").read_bytes())
+    config = make_config(tmp_path / "c", classification, cache=str(tmp_path / "emptied"))
+    with pytest.raises(DataError, match="were removed while they were computed"):
+        evaluate(config, [str(run_folder)])
+
+
+def test_a_job_with_another_encoder_is_done_again_where_that_one_changed(tmp_path: Path) -> None:
+    few_shot = {"name": "few_shot", "learners": [{"name": "amu_tuning"}]}
+    subject, config = make_subject(), make_config(tmp_path / "out", tmp_path)
+    identity = SimpleNamespace(digest="d", setting_digest="s")
+
+    def digest(auxiliary: str) -> str:
+        section = validate({"method": few_shot | {"auxiliary": auxiliary}}, One, label="test")
+        jobs, _ = jobs_of(config, identity, subject.dataset, [section.method], {})  # type: ignore[arg-type]
+        return jobs[0].digest
+
+    files = f"file:{tmp_path}"
+    found = []
+    for width in (2, 3, 2):
+        np.save(tmp_path / "train.npy", np.zeros((1, width)))
+        found.append(digest(files))
+    assert found[0] == found[2] != found[1]
+    assert len({digest("timm:vit_tiny"), digest("timm:vit_small"), digest("pixels")}) == 3
 
 
 def test_parts_of_a_queue_together_are_the_whole(

@@ -1,12 +1,13 @@
 """Every shipped recipe loads and dry-runs on the meta device; its arithmetic is the paper's."""
 
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from configs.load import SHIPPED, load_config
-from pretrain.arithmetic import describe, describe_schedule
+from pretrain.arithmetic import describe, describe_schedule, never_at_peak
 from pretrain.build import stage_model_config
 from pretrain.config import PretrainConfig
 from pretrain.data.streaming import Stream
@@ -162,6 +163,13 @@ def test_the_batch_is_said_as_nodes_times_ranks_times_micro_batches(monkeypatch)
     )
     assert describe_schedule(stage).startswith(
         "learning rate 0.0005 after 2,000.0 steps of warmup, then cosine"
+    )
+    assert never_at_peak(stage) is None
+    short = replace(stage, config=config.model_copy(update={"samples": 1000 * 32_768}))
+    assert describe_schedule(short) == never_at_peak(short)
+    assert describe_schedule(short).startswith(
+        "WARNING: the warmup of 2,000.0 steps is longer than the 1,000 steps that there are: the "
+        "learning rate ends at 0.00025 and never comes to 0.0005"
     )
 
 
