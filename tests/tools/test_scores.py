@@ -140,9 +140,9 @@ def test_written_text_is_read_compared_and_painted_over():
     import matplotlib
 
     font = Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")
-    image = Image.new("RGB", (320, 96), (200, 220, 240))
+    image = Image.new("RGB", (200, 160), (200, 220, 240))  # the reader scales 160 to 736
     draw = ImageDraw.Draw(image)
-    draw.text((20, 24), "Happy Birthday", fill=(20, 20, 20), font=ImageFont.truetype(font, 36))
+    draw.text((16, 32), "Happy\nBirthday", fill=(20, 20, 20), font=ImageFont.truetype(font, 36))
     reader = ocr.Ocr()
     regions = reader.regions(image)
     lines = [region.text for region in regions]

@@ -66,7 +66,7 @@ def _account(report: CurationReport) -> Html:
 def _warnings(report: CurationReport) -> Html | None:
     """What came out of a global rule other than was asked for."""
     said = [
-        element("li", element("bdi", label), f": {text}")
+        element("li", "warning: ", element("bdi", label), f": {text}")
         for label, values in report.solutions.items()
         for text in values.get("warnings", ())
     ]
