@@ -232,6 +232,7 @@ class Hashing(Windows):
         self.descriptor = reader.descriptor
         self.piece = _spare_pieces.pop() if _spare_pieces else np.empty(_PIECE_BYTES, np.uint8)
         self._file = reader
+        self._is_announced = reader.read_in_order()
 
     def turn(self) -> None:
         """Begin a batch in the buffer that is not in use."""
@@ -241,7 +242,8 @@ class Hashing(Windows):
     def ahead(self, at: int) -> int:
         """Have the disk read what follows the next bytes from `at`; return where those end."""
         until = at + _AHEAD_BYTES
-        self._file.will_need(until, _AHEAD_BYTES)
+        if self._is_announced:
+            self._file.will_need(until, _AHEAD_BYTES)
         return until
 
     def read(self, offset: int, size: int) -> bytes:

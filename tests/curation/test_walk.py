@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from numba import types
 from numba.core.caching import CacheImpl
 
-from curation import shards
+from curation import shards, spans
 from curation.compiled import compiled
 from curation.shards import TarDamageError, read_batches
 from curation.spans import open_tar
@@ -181,6 +181,22 @@ def test_a_hashed_walk_is_many_batches_and_may_be_left_after_any_of_them(tmp_pat
             for _ in range(num_taken):
                 assert len(next(batches).hashed_rows) == 5
         assert threading.active_count() == num_threads
+
+
+@pytest.mark.parametrize(
+    ("kernel_reads_ahead", "is_announced"), [(128 << 10, True), (8 << 20, False)]
+)
+def test_the_disk_is_asked_ahead_only_where_the_kernel_does_not_read_far_ahead(
+    tmp_path, monkeypatch, kernel_reads_ahead, is_announced
+):
+    path, announced = tmp_path / "a.tar", []
+    write(path, [(f"{n}.jpg", tarfile.USTAR_FORMAT, 1_300_000, "none") for n in range(3)])
+    monkeypatch.setattr(spans, "read_ahead_bytes", lambda device: kernel_reads_ahead)
+    monkeypatch.setattr(
+        spans.LocalReader, "will_need", lambda self, offset, size: announced.append(offset)
+    )
+    assert in_batches(path, digests=True) == one_by_one(path)
+    assert bool(announced) == is_announced
 
 
 def double(number: int) -> int:

@@ -4,7 +4,8 @@
 
 scan     headers against Python's tarfile; hashed against a plain read + xxh3 of the same bytes
 write    the write stage against `cp`, flushed to disk as ours is, and the same digest
-job      a whole job against Ray Data: read_webdataset, filter, write_webdataset
+job      a whole job against Ray Data (read_webdataset, filter, write_webdataset) and against the
+         physical limit: cp of what it keeps, flushed to disk as ours is, and the same digest
 workers  two Ray workers against two independent processes that do the same
 memory   peak PSS of driver and workers at 20 and at 200 shards
 """
@@ -12,6 +13,8 @@ memory   peak PSS of driver and workers at 20 and at 200 shards
 from __future__ import annotations
 
 import argparse
+import glob
+import itertools
 import os
 import shutil
 import subprocess
@@ -20,14 +23,13 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import xxhash
 from PIL import Image
 
-from configs.load import to_yaml, validate
-from curation.arrow import keep_pandas_out
+from configs.load import to_yaml
 from curation.config import CurateConfig
 from curation.engine import Engine
 from curation.job import curate
@@ -36,9 +38,12 @@ from curation.shards import read_batches
 from curation.spans import open_tar
 from curation.work import DECIDED, WorkFolder
 from curation.write import write
+from tools.benchmark.curation_job import bench_job, configure, copy_and_hash, read_and_hash
 from tools.benchmark.pss import pss_of, workers_below
 from tools.benchmark.ratio import Ratio, alternate, seconds
 from tools.benchmark.synthetic_shards import drop_from_cache, make_shards
+
+__all__ = ["bench_job"]  # found by name, as those below are
 
 _PARTS = ("scan", "write", "job", "workers", "memory")
 
@@ -93,48 +98,43 @@ def _list(paths: Sequence[Path]) -> None:
                 assert batch.names
 
 
-def _read_and_hash(paths: Sequence[Path]) -> None:
-    buffer = bytearray(4 << 20)
-    for path in paths:
-        hasher = xxhash.xxh3_128()
-        with path.open("rb", buffering=0) as file:
-            while size := file.readinto(buffer):
-                hasher.update(memoryview(buffer)[:size])
+def bench_scan(folder: Path, scale: int, repeats: int, tars: str | None) -> Iterator[str]:
+    """Scan in its two modes; `tars`: a pattern of others, which are hashed as well."""
+    paths = make_shards(folder / "in", 2, 5000 * scale)
+    numbers = itertools.count()
 
+    def scan(*columns: str, tars: Sequence[Path] = paths) -> None:
+        # Into a new folder: to remove the indexes of the last time is no part of a scan.
+        _scan(tars, folder / f"indexes-{next(numbers)}", columns)
 
-def cold(paths: Sequence[Path], function: Callable[[], object], repeats: int) -> float:
-    """Return the best seconds of reading files that are not in the page cache."""
-    times = []
-    for _ in range(repeats):
-        os.sync()  # what the last run left to write is not this one's business
-        drop_from_cache(paths)
-        times.append(seconds(function))
-    return min(times)
-
-
-def bench_scan(folder: Path, scale: int, repeats: int) -> Iterator[str]:
-    """Scan in its two modes."""
-    paths, indexes = make_shards(folder / "in", 2, 5000 * scale), folder / "indexes"
-    rate = 2 * 5000 * scale
     found = alternate(
-        "scan: index (captions, sizes) / tarfile + Pillow", lambda: _scan(paths, indexes),
+        "scan: index (captions, sizes) / tarfile + Pillow", scan,
         lambda: _rows_by_tarfile(paths), repeats=repeats,
     )  # fmt: skip
     yield found.line(10.0)
-    yield f"    {rate / found.ours_s:,.0f} samples/s, index published"
+    yield f"    {2 * 5000 * scale / found.ours_s:,.0f} samples/s, index published"
     listed = alternate(
         "scan: names, offsets, sums checked / tarfile", lambda: _list(paths),
         lambda: _list_by_tarfile(paths), repeats=repeats,
     )  # fmt: skip
     yield listed.line(10.0)
-    hashed = ("image_hash",)
-    yield alternate(
-        "scan: hashed, warm / read + xxh3", lambda: _scan(paths, indexes, hashed),
-        lambda: _read_and_hash(paths), repeats=repeats,
-    ).line(0.8)  # fmt: skip
-    ours = cold(paths, lambda: _scan(paths, indexes, hashed), repeats)
-    theirs = cold(paths, lambda: _read_and_hash(paths), repeats)
-    yield Ratio("scan: hashed, cold / read + xxh3", ours, theirs, 0.0).line(0.8)
+    kinds = {"": paths, "given tars, ": [Path(path) for path in sorted(glob.glob(tars or ""))]}
+    for kind, files in kinds.items():
+        if not files:
+            continue
+
+        def ours(files: Sequence[Path] = files) -> None:
+            scan("image_hash", tars=files)
+
+        def theirs(files: Sequence[Path] = files) -> None:
+            read_and_hash(files)
+
+        theirs()  # given files may not be in memory yet
+        name = f"scan: hashed, {kind}warm / read + xxh3"
+        yield alternate(name, ours, theirs, repeats=repeats).line(0.8)
+        name = f"scan: hashed, {kind}cold / read + xxh3"
+        before = partial(drop_from_cache, files)
+        yield alternate(name, ours, theirs, repeats=repeats, before=before).line(0.8)
 
 
 class _Here:
@@ -147,31 +147,10 @@ class _Here:
             yield position, function(task)
 
 
-def _configure(folder: Path, inputs: Path, **changes: Any) -> CurateConfig:
-    tree = {
-        "name": "benchmark",
-        "output": str(folder / "dataset"),
-        "index_dir": str(folder / "indexes"),
-        "sources": [{"name": "in", "shards": str(inputs)}],
-        "write": {"samples_per_shard": 2000},
-        "engine": {"num_workers": 2},
-    }
-    return validate({**tree, **changes}, CurateConfig, label="benchmark")
-
-
-def _copy_and_hash(paths: Sequence[Path], target: Path) -> None:
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir()
-    for path in paths:
-        subprocess.run(["cp", path, target], check=True)
-        subprocess.run(["sync", target / path.name], check=True)
-        _read_and_hash([target / path.name])
-
-
-def bench_write(folder: Path, scale: int, repeats: int) -> Iterator[str]:
+def bench_write(folder: Path, scale: int, repeats: int, tars: str | None) -> Iterator[str]:
     """The write stage: order, keys and copy, of all samples."""
     paths = make_shards(folder / "in", 2, 4000 * scale)
-    config = _configure(folder / "job", folder / "in")
+    config = configure(folder / "job", folder / "in")
     curate(config.model_copy(update={"stages": ("scan", "decide")}))
     work = WorkFolder(config.work_dir)
     import pyarrow.parquet as pq
@@ -187,57 +166,12 @@ def bench_write(folder: Path, scale: int, repeats: int) -> Iterator[str]:
         write(config, decided, engine)
 
     def theirs() -> None:
-        _copy_and_hash(paths, folder / "copy")
+        copy_and_hash(paths, folder / "copy")
 
     yield alternate("write, warm / cp, sync, xxh3", ours, theirs, repeats=repeats).line(0.9)
-    figures = [cold(paths, function, repeats) for function in (ours, theirs)]
-    yield Ratio("write, cold / cp, sync, xxh3", figures[0], figures[1], 0.0).line(0.9)
-
-
-_RAY_DATA = """
-import sys, time, glob, logging
-import ray, ray.data
-ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-ray.data.DataContext.get_current().enable_progress_bars = False
-paths = sorted(glob.glob(sys.argv[1] + "/*.tar"))
-for number in range(2):
-    start = time.perf_counter()
-    data = ray.data.read_webdataset(paths, decoder=None)
-    kept = data.filter(lambda row: len(row["txt"].split()) >= 8)
-    kept.write_webdataset(f"{sys.argv[2]}-{number}", encoder=None)
-    print(time.perf_counter() - start, flush=True)
-"""
-
-
-def _run_python(code: str, *arguments: object) -> str:
-    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
-    done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        check=True, capture_output=True, text=True, env=environment,
-    )  # fmt: skip
-    return done.stdout
-
-
-def bench_job(folder: Path, scale: int, repeats: int) -> Iterator[str]:
-    """A whole job, twice; Ray is started on both sides before the clock is.
-
-    8 shards of 2,000 samples, 0.8 GB: a small job; there start-up counts most.
-    """
-    make_shards(folder / "in", 8, 2000 * scale)
-    os.sync()
-    keep_pandas_out()  # as the `pairmill` command does
-    theirs = list(map(float, _run_python(_RAY_DATA, folder / "in", folder / "ray").split()[-2:]))
-    rules = [{"name": "caption_length", "min_words": 8}]
-    times = []
-    with Engine(_configure(folder, folder / "in").engine):
-        for number in range(2):
-            config = _configure(folder / str(number), folder / "in", rules=rules)
-            os.sync()  # Ray Data leaves what it wrote to the kernel: not to be flushed in our time
-            times.append(seconds(lambda config=config: curate(config)))  # type: ignore[misc]
-    # In the first run both start their workers, in the second these are there.
-    for name, ours, their in zip(("first run", "second run"), times, theirs, strict=True):
-        yield Ratio(f"job, {name} / Ray Data", ours, their, 0.0).line(15.0)
-        yield f"    {16_000 * scale / ours:,.0f} samples/s, theirs {16_000 * scale / their:,.0f}"
+    before = partial(drop_from_cache, paths)
+    name = "write, cold / cp, sync, xxh3"
+    yield alternate(name, ours, theirs, repeats=repeats, before=before).line(0.9)
 
 
 _INDEPENDENT = """
@@ -279,11 +213,11 @@ def _independent(paths: Sequence[Path], folder: Path) -> float:
     return took
 
 
-def bench_workers(folder: Path, scale: int, repeats: int) -> Iterator[str]:
+def bench_workers(folder: Path, scale: int, repeats: int, tars: str | None) -> Iterator[str]:
     """Two workers of Ray, two processes of their own, all of them warm; 16 shards of 2,000."""
     paths = make_shards(folder / "in", 16, 2000 * scale)
     ours, theirs = [], []
-    with Engine(_configure(folder, folder / "in").engine) as engine:
+    with Engine(configure(folder, folder / "in").engine) as engine:
 
         def run() -> None:
             tasks = _tasks(paths, folder / "indexes", ("image_hash",))
@@ -319,7 +253,7 @@ def _peaks(config: CurateConfig, folder: Path) -> tuple[int, int]:
     return driver, worker
 
 
-def bench_memory(folder: Path, scale: int, repeats: int) -> Iterator[str]:
+def bench_memory(folder: Path, scale: int, repeats: int, tars: str | None) -> Iterator[str]:
     """20 and 200 shards of one size; a block is 20 shards in both."""
     paths = make_shards(folder / "in-20", 20, 200 * scale)
     many = folder / "in-200"
@@ -330,7 +264,7 @@ def bench_memory(folder: Path, scale: int, repeats: int) -> Iterator[str]:
     rules = [{"name": "caption_length", "min_words": 5}]
     found = {}
     for name in ("in-20", "in-200"):
-        config = _configure(folder / f"job-{name}", folder / name, write=layout, rules=rules)
+        config = configure(folder / f"job-{name}", folder / name, write=layout, rules=rules)
         (folder / f"job-{name}").mkdir()
         found[name] = _peaks(config, folder / f"job-{name}")
     for which, role in enumerate(("driver", "worker")):
@@ -348,11 +282,13 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where to work (default: a temporary one)")
     parser.add_argument("--scale", type=int, default=1, help="times as many samples")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--tars", help="scan: a pattern of tars to hash besides, such as photos")
     options = parser.parse_args()
     os.environ.setdefault("RAY_worker_niceness", "0")  # 15 would starve Ray's beside other work
     for part in options.parts or _PARTS:
         with tempfile.TemporaryDirectory(dir=options.folder, prefix=f"bench-{part}-") as folder:
-            for line in globals()[f"bench_{part}"](Path(folder), options.scale, options.repeats):
+            bench = globals()[f"bench_{part}"]
+            for line in bench(Path(folder), options.scale, options.repeats, options.tars):
                 print(line, flush=True)
 
 

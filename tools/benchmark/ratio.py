@@ -27,14 +27,16 @@ class Ratio:
         """How many times faster ours is."""
         return self.theirs_s / self.ours_s
 
+    @property
+    def text(self) -> str:
+        """One line of a table, of what nothing in particular is wanted of."""
+        return f"{self.name:<52} {self.ours_s:>9.3f} s {self.theirs_s:>9.3f} s {self.ratio:>7.2f}x"
+
     def line(self, wanted: float) -> str:
         """Return one line of a table."""
         verdict = "ok" if self.ratio >= wanted else "SHORT"
         cpu = "" if self.cpu_ratio is None else f", CPU {self.cpu_ratio:.2f}x"
-        return (
-            f"{self.name:<52} {self.ours_s:>9.3f} s {self.theirs_s:>9.3f} s "
-            f"{self.ratio:>7.2f}x  (wanted {wanted:.2f}x, spread {self.spread:.0%}{cpu})  {verdict}"
-        )
+        return f"{self.text}  (wanted {wanted:.2f}x, spread {self.spread:.0%}{cpu})  {verdict}"
 
 
 def seconds(function: Callable[[], object]) -> float:
@@ -57,12 +59,22 @@ def seconds_and_cpu(function: Callable[[], object]) -> tuple[float, float]:
 
 
 def alternate(
-    name: str, ours: Callable[[], object], theirs: Callable[[], object], *, repeats: int = 5
+    name: str,
+    ours: Callable[[], object],
+    theirs: Callable[[], object],
+    *,
+    repeats: int = 5,
+    before: Callable[[], object] = lambda: None,
 ) -> Ratio:
-    """Time both `repeats` times in turn, so that noise falls on both; keep the best of each."""
+    """Time both `repeats` times in turn, so that noise falls on both; keep the best of each.
+
+    `before` is called ahead of each, and not timed.
+    """
     ours_found, theirs_found = [], []
     for _ in range(repeats):
+        before()
         ours_found.append(seconds_and_cpu(ours))
+        before()
         theirs_found.append(seconds_and_cpu(theirs))
     pairs = list(zip((s for s, _ in ours_found), (s for s, _ in theirs_found), strict=True))
     ratios = [b / a for a, b in pairs]

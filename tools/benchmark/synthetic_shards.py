@@ -45,8 +45,8 @@ def make_shards(folder: Path, num_shards: int, per_shard: int) -> list[Path]:
 
 
 def drop_from_cache(paths: Sequence[Path]) -> None:
-    """Make the next read of some files one from the disk."""
+    """Make the next read of some files one from the disk, which has nothing left to write."""
+    os.sync()
     for path in paths:
         with path.open("rb") as file:
-            os.fsync(file.fileno())
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
