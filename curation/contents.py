@@ -182,11 +182,8 @@ class Contents:
         at = np.minimum(np.searchsorted(known, numbers), max(len(known) - 1, 0))
         is_known = known[at] == numbers if len(known) else np.zeros(len(numbers), np.bool_)
         found: list[bytes | None] = [None] * len(numbers)
-        if is_known.all():
-            found[:] = digests[at].tolist()
-            return found
-        for row in np.flatnonzero(is_known).tolist():
-            found[row] = digests[at[row]].item()
+        if len(known):
+            found = digests[at].tolist()
         for row in np.flatnonzero(~is_known).tolist():
             found[row] = self.values.get(int(numbers[row]), {}).get("image_hash")
         return found
