@@ -4,7 +4,9 @@ import base64
 import hashlib
 import io
 import json
+import re
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -245,6 +247,17 @@ def test_a_long_run_is_thinned_and_keeps_its_last_point():
     assert chart.count('class="dot') <= 97
     assert "to 10,000, y" in chart
     assert "10,001 rows, drawn as the least and largest" in chart
+
+
+def test_long_labels_of_a_histogram_stand_apart():
+    edges = [round(-0.4082 + 0.0278 * n, 4) for n in range(40)]
+    chart = histogram("t", edges, [1] * 40, [1] * 40, "clip_score")
+    places = {f"{edge:,}": edge for edge in edges}
+    found = re.findall(r'x="([\d.]+)" y="[\d.]+" text-anchor="middle">(-?[\d.]+)</text>', chart)
+    labels = [(float(x), said) for x, said in found if said in places]
+    assert len(labels) > 4
+    for (x, said), (following, other) in pairwise(labels):
+        assert following - x > 6.5 * (len(said) + len(other)) / 2
 
 
 def test_a_histogram_says_the_counts_of_each_used_bin():

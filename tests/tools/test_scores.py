@@ -187,9 +187,13 @@ def test_pictures_that_would_take_gigabytes_or_break_the_reader_are_bad_and_not_
     found = score(encoder, [{"name": "clip_score"}], samples)
     assert found.bad == {1: "1 x 20,000 pixels: more than 100 times as long as wide"}
     assert np.isfinite(found.columns["clip_score"][[0, 2]]).all()
-    for section in ({"name": "text_overlap"}, {"name": "clip_score_text_masked"}):
-        found = score(encoder, [section], SAMPLES[:2])
-        assert found.bad == dict.fromkeys((0, 1), "its text cannot be read (a stage failed)")
+    sections = [{"name": n} for n in ("clip_score", "text_overlap", "clip_score_text_masked")]
+    found = score(encoder, sections, SAMPLES[:2])
+    assert found.bad == dict.fromkeys((0, 1), "its text cannot be read (a stage failed)")
+    alone = score(encoder, sections[:1], SAMPLES[:2])
+    assert np.array_equal(found.columns["clip_score"], alone.columns["clip_score"])
+    for name in ("text_overlap", "text_area", "clip_score_text_masked"):
+        assert np.isnan(found.columns[name]).all()
 
 
 # Of the model

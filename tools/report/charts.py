@@ -48,6 +48,7 @@ MARKS = {
 
 
 _TINY = 1e-300
+_CHARACTER = 7  # width of one in a label, about
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,8 @@ def histogram(
     y_scale = _scale([float(before[i]) for i in bins], y, HEIGHT - _BOTTOM, _TOP)
     step = (WIDTH - _LEFT - _RIGHT) / len(bins)
     parts = _y_axis(y, y_scale)
-    every = math.ceil(len(bins) / 9)
+    longest = max(len(f"{edges[i]:,}") for i in bins)
+    every = max(math.ceil(len(bins) / 9), math.ceil((longest + 1) * _CHARACTER / step))
     for place, i in enumerate(bins):
         left = _LEFT + place * step
         end = f"to below {edges[i + 1]:,}" if i + 1 < len(edges) else "and above"

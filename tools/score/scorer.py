@@ -56,13 +56,16 @@ class ScorerSpec:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A sample as the model takes it; `error` where its image cannot be used."""
+    """A sample as the model takes it; `error` where its image cannot be used, `text_error` where
+    the text in it cannot be read: then the scores that need it have no value, and others have.
+    """
 
     caption: str = ""
     values: dict[str, float] | None = None
     pixels: Tensor | None = None
     masked_pixels: Tensor | None = None
     error: str | None = None
+    text_error: str | None = None
 
 
 class BatchScorer:
@@ -92,8 +95,9 @@ class BatchScorer:
         at = 0
         for batch in self._prepared(samples, active):
             for i, prepared in enumerate(batch):
-                if prepared.error is not None:
-                    found.bad[at + i] = prepared.error
+                why = prepared.error or prepared.text_error
+                if why is not None:
+                    found.bad[at + i] = why
             rows = np.array([at + i for i, one in enumerate(batch) if one.error is None], np.int64)
             good = [one for one in batch if one.error is None]
             if good:
@@ -124,13 +128,15 @@ class BatchScorer:
             [one.pixels for one in good],
             [one.masked_pixels for one in good],
         )
-        looked = [one.values or {} for one in good]
-        for name in looked[0]:
-            found.columns[name][rows] = [values[name] for values in looked]
+        for row, one in zip(rows, good, strict=True):
+            for name, value in (one.values or {}).items():
+                found.columns[name][row] = value
+        is_unread = np.array([one.text_error is not None for one in good])
         for score in active:
             for name, values in score.score(batch).items():
                 if name in found.columns:
-                    found.columns[name][rows] = values
+                    lacks = is_unread & score.uses_masked
+                    found.columns[name][rows] = np.where(lacks, np.nan, values)
                     continue
                 if name not in found.vectors:
                     shape = (num_samples, values.shape[1])
@@ -182,18 +188,19 @@ class BatchScorer:
             size = f"{image.width:,} x {image.height:,} pixels"
             return _Prepared(error=f"{size}: more than {MAX_ASPECT} times as long as wide")
         picture = Picture(image, sample.caption, self._ocr)
-        try:
-            values = {name: v for score in active for name, v in score.look(picture).items()}
-            wants_masked = any(score.uses_masked for score in active)
-            text_free = picture.masked if wants_masked else None
-        except UndecodableImageError as error:  # of the reader of text
-            return _Prepared(error=str(error))
-        pixels = masked = None
+        values: dict[str, float] = {}
+        pixels = masked = text_free = text_error = None
+        for score in active:
+            try:
+                values |= score.look(picture)
+                text_free = picture.masked if score.uses_masked else text_free
+            except UndecodableImageError as error:  # of the reader of text
+                text_error = str(error)
         if any(score.uses_model for score in active):
             pixels = self._transformed(image)
         if text_free is not None:
             masked = self._transformed(text_free)
-        return _Prepared(sample.caption, values, pixels, masked)
+        return _Prepared(sample.caption, values, pixels, masked, text_error=text_error)
 
     def _transformed(self, image: Image.Image) -> Tensor:
         assert self._encoder is not None
