@@ -14,7 +14,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ import yaml
 
 from configs.load import SHIPPED, find_config
 from configs.registry import Registry
-from evaluation.methods import registry as methods_registry
+from evaluation.methods import catalogue
 from evaluation.result import Result, table
 from pretrain.model.features import Features
 from pretrain.model.geometries import Cosine
@@ -215,10 +215,13 @@ def test_the_example_of_an_objective_works_as_it_stands(monkeypatch):
 
 
 def test_the_example_of_an_evaluation_method_works_as_it_stands(monkeypatch):
-    ((code,),) = [[c for a, _, c in blocks(ROOT / "docs/extending.md") if a == "python"]]
+    code, factory = [c for a, _, c in blocks(ROOT / "docs/extending.md") if a == "python"]
+    module = ModuleType("evaluation.methods.ambiguity")
+    exec(compile(code, "ambiguity.py", "exec"), module.__dict__)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
     fresh = Registry("method")
-    monkeypatch.setattr(methods_registry, "methods", fresh)
-    exec(compile(code, "ambiguity.py", "exec"), {"__name__": "ambiguity"})
+    monkeypatch.setattr(catalogue, "methods", fresh)
+    exec(compile(factory, "catalogue.py", "exec"), catalogue.__dict__.copy())
     method = fresh.section("ambiguity").model_validate({"name": "ambiguity", "margin": 0.2}).build()
     odds = np.array([[0.5, 0.4, 0.1], [0.8, 0.1, 0.1], [0.45, 0.15, 0.4], [0.6, 0.3, 0.1]])
     subject = SimpleNamespace(test_logits=torch.from_numpy(odds).log())
