@@ -131,3 +131,16 @@ def test_the_page_prints_in_black_on_white_even_where_the_screen_is_dark(pages, 
     assert line.evaluate("e => getComputedStyle(e).stroke") == "rgb(11, 98, 196)"  # as on light
     assert page.pdf()[:5] == b"%PDF-"
     page.context.close()
+
+
+@pytest.mark.parametrize("kind", ["dataset", "run", "results", "comparison"])
+def test_nothing_is_wider_than_a_sheet_of_paper(kind, pages, browser):
+    """Paper does not scroll: A4 less its margins is 186 mm, 703 pixels of CSS."""
+    page, _ = opened(browser, pages[kind], width=703)
+    page.emulate_media(media="print")
+    wide = page.evaluate(
+        "[...document.querySelectorAll('table, figure, p')].filter(e => e.checkVisibility() && "
+        "e.getBoundingClientRect().right > 704).map(e => e.innerText.slice(0, 200))"
+    )
+    assert wide == []
+    page.context.close()
