@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from configs.errors import UsageError
+from configs.errors import UsageError, did_you_mean
 from configs.registry import Variant
 from evaluation.config import EvaluateConfig
 from evaluation.dataset import EvaluationDataset
@@ -44,9 +44,7 @@ def job_digest(
 ) -> str:
     """Return the sha256 over checkpoint, data, prompts, method and the keys that change results."""
     used = [dataset.part(split).data_digest for split in method.splits if split in dataset.splits]
-    sets = [
-        others[name].test.data_digest for name in getattr(section, "sets", ()) if name in others
-    ]
+    sets = [others[name].test.data_digest for name in getattr(section, "sets", ())]
     content: dict[str, Any] = {
         "format": FORMAT,
         "version": software_version(),
@@ -69,6 +67,36 @@ def job_digest(
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def runnable(
+    config: EvaluateConfig,
+    dataset: EvaluationDataset,
+    sections: Sequence[Variant],
+    others: Mapping[str, EvaluationDataset],
+) -> tuple[list[tuple[Variant, Method]], list[str]]:
+    """Return the methods that can run on a dataset, and why the others are left out.
+
+    Raises UsageError where one asks for a dataset that is none of the run's, and ConfigError.
+    """
+    found, left_out = [], []
+    labels = [section.label for section in config.datasets]
+    for section in sections:
+        method: Method = section.build()
+        lacks = method.lacks(dataset)
+        for name in getattr(section, "sets", ()):
+            if name not in labels:
+                raise UsageError(
+                    f"{dataset.name}: {section.name} asks for the dataset {name!r}, which is not "
+                    f"in this run{did_you_mean(name, labels)} It has {', '.join(labels)}."
+                )
+            if name not in others:
+                lacks = lacks or f"the dataset {name}, which is absent"
+        if lacks is None:
+            found.append((section, method))
+        else:
+            left_out.append(f"{dataset.name}: {section.name} needs {lacks}")
+    return found, left_out
+
+
 def jobs_of(
     config: EvaluateConfig,
     identity: Identity,
@@ -77,15 +105,16 @@ def jobs_of(
     others: Mapping[str, EvaluationDataset],
 ) -> tuple[list[Job], list[str]]:
     """Return the jobs of a dataset, and why methods that cannot run on it are left out."""
-    jobs, left_out = [], []
-    for section in sections:
-        method: Method = section.build()
-        lacks = method.lacks(dataset)
-        if lacks is not None:
-            left_out.append(f"{dataset.name}: {section.name} needs {lacks}")
-            continue
-        digest = job_digest(config, identity, dataset, section, method, others)
-        jobs.append(Job(dataset, section, method, digest))
+    found, left_out = runnable(config, dataset, sections, others)
+    jobs = [
+        Job(
+            dataset,
+            section,
+            method,
+            job_digest(config, identity, dataset, section, method, others),
+        )
+        for section, method in found
+    ]
     return jobs, left_out
 
 

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from configs.errors import UsageError, did_you_mean
 from evaluation.dataset import EvaluationDataset, Part
 from evaluation.features import Features
 from evaluation.methods.few_shot import Labelled
@@ -109,11 +108,6 @@ class Subject:
 
     def partner(self, name: str) -> Subject:
         """Return the same checkpoint on another dataset of the run."""
-        if name not in self.datasets:
-            raise UsageError(
-                f"{self.dataset.name}: a method asks for the dataset {name!r}, which is not in "
-                f"this run{did_you_mean(name, self.datasets)} It has {', '.join(self.datasets)}."
-            )
         return Subject(
             self.features, self.datasets[name], self.datasets, self.seed, self.logit_scale
         )

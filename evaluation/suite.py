@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from configs.errors import PairmillError, UsageError
+from configs.errors import DataError, PairmillError, UsageError
 from configs.load import digest, to_yaml
 from configs.publish import publish_text
 from evaluation.average import average_row
@@ -35,7 +35,7 @@ from evaluation.examples import (
 from evaluation.features import EncodeOptions, Features
 from evaluation.identity import choose_device, find_model, identify
 from evaluation.interpolated import interpolations
-from evaluation.jobs import Job, done_jobs, jobs_of
+from evaluation.jobs import Job, done_jobs, jobs_of, runnable
 from evaluation.methods.registry import Outcome
 from evaluation.methods.retrieval import recalls
 from evaluation.methods.zero_shot import accuracies
@@ -73,6 +73,7 @@ def evaluate(
     """
     _check(config, checkpoints)
     datasets, absent = load_datasets(config)
+    _check_methods(config, datasets)
     for one in absent:
         print(f"absent: {one.config.label}: {one.reason}", file=sys.stderr)
     with joined() as world:
@@ -299,6 +300,26 @@ def _check(config: EvaluateConfig, checkpoints: Sequence[str]) -> None:
     read_examples(config.output_folder)
 
 
+def _check_methods(config: EvaluateConfig, datasets: Datasets) -> list[tuple[list[str], list[str]]]:
+    """Return the methods that run on each dataset by name, and why the others do not.
+
+    Raises DataError where there is no dataset at all, and what `runnable` raises.
+    """
+    if not datasets:
+        raise DataError(
+            f"{config.name}: none of its {len(config.datasets)} datasets is there; the first is "
+            f"expected at {config.place(config.datasets[0])}. Say by root=FOLDER where they are; "
+            "`pairmill evaluate --list SUITE root=FOLDER` says which are there."
+        )
+    others = {section.label: dataset for section, dataset in datasets}
+    found = []
+    for section, dataset in datasets:
+        sections = config.method_sections(section, dataset.task)
+        methods, left_out = runnable(config, dataset, sections, others)
+        found.append(([own.name for own, _ in methods], left_out))
+    return found
+
+
 def _is_utf8(name: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in name)
 
@@ -354,7 +375,10 @@ def dry_run(config: EvaluateConfig, checkpoints: Sequence[str]) -> str:
     lines = []
     num_images = 0
     datasets, absent = load_datasets(config)
-    for section, dataset in datasets:
+    left_out = []
+    methods_of = _check_methods(config, datasets)
+    for (_, dataset), (methods, own_left_out) in zip(datasets, methods_of, strict=True):
+        left_out += own_left_out
         num_images += len(dataset.test.samples)
         if dataset.prompts is not None:
             prompts = dataset.prompts
@@ -362,11 +386,11 @@ def dry_run(config: EvaluateConfig, checkpoints: Sequence[str]) -> str:
             texts = f"{len(dataset.class_names):,} classes{each} = {prompts.num_prompts:,} prompts"
         else:
             texts = f"{len(dataset.test.captions):,} captions"
-        names = [m.name for m in config.method_sections(section, dataset.task)]
         lines.append(
             f"{dataset.name} ({dataset.task}): {len(dataset.test.samples):,} images, {texts}; "
-            f"methods: {', '.join(names)}"
+            f"methods: {', '.join(methods) or 'none'}"
         )
+    lines += [f"left out: {reason}" for reason in left_out]
     lines += [f"absent: {one.config.label}: {one.reason}" for one in absent]
     for checkpoint in checkpoints:
         source = find_model(checkpoint, config.weights)
@@ -374,8 +398,9 @@ def dry_run(config: EvaluateConfig, checkpoints: Sequence[str]) -> str:
             "a local folder" if source.folder else "open_clip, downloaded where not in its cache"
         )
         lines.append(f"checkpoint {checkpoint}: {where}")
+    noun = "checkpoint" if len(checkpoints) == 1 else "checkpoints"
     lines.append(
-        f"{len(checkpoints)} checkpoints x {num_images:,} images = "
+        f"{len(checkpoints)} {noun} x {num_images:,} images = "
         f"{len(checkpoints) * num_images:,} images to "
         f"encode in batches of {config.batch_size} on {choose_device(config.device)} "
         f"({config.precision}), less what is in the cache {config.cache}"

@@ -34,7 +34,7 @@ class Clipping(Protocol):
         ...
 
     def state_dict(self) -> State:
-        """Return the state, as JSON has it."""
+        """Return the state, as JSON has it; later steps do not change what was returned."""
         ...
 
     def load_state_dict(self, state: State) -> None:
@@ -139,7 +139,7 @@ class ZClip:
         return {
             "mean": self.mean,
             "variance": self.variance,
-            "warmup_norms": self.warmup_norms,
+            "warmup_norms": list(self.warmup_norms),
             "last_spike": self.last_spike,
         }
 
@@ -165,7 +165,7 @@ class AutoClip:
 
     def state_dict(self) -> State:
         """Return the norms of the window."""
-        return {"norms": self.norms}
+        return {"norms": list(self.norms)}
 
     def load_state_dict(self, state: State) -> None:
         """Take them back."""

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
+from configs.errors import ConfigError
 from configs.registry import Tagged, Variant
 from evaluation.methods.registry import (  # the registries are this module's too
     Compat,
@@ -160,6 +161,11 @@ def few_shot(
     """
     from evaluation.methods.few_shot_sweep import FewShotSweep
 
+    if auxiliary is None and any(section.name == "amu_tuning" for section in learners):
+        raise ConfigError(
+            "few_shot: amu_tuning needs features of an auxiliary encoder: set `auxiliary` beside "
+            "`learners`, to timm:MODEL, checkpoint:CHECKPOINT, file:FOLDER or pixels."
+        )
     return FewShotSweep(learners, shots, seeds, validation, auxiliary)
 
 

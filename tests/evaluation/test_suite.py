@@ -15,7 +15,7 @@ import torch
 from conftest import write_classification
 from PIL import Image
 
-from configs.errors import CheckpointError, ConfigError, DataError, UsageError
+from configs.errors import CheckpointError, ConfigError, DataError, PairmillError, UsageError
 from configs.load import digest, load_config, validate
 from evaluation.cache import FeatureCache
 from evaluation.config import DatasetConfig, EvaluateConfig
@@ -189,7 +189,7 @@ def test_a_dry_run_says_what_would_be_done_and_finds_what_is_missing(
     text = dry_run(config, [str(run_folder)])
     assert "colours (zero_shot): 18 images, 6 classes x 2 templates = 12 prompts" in text
     assert "captions (retrieval): 12 images, 24 captions" in text
-    assert "1 checkpoints x 30 images = 30 images to encode" in text
+    assert "1 checkpoint x 30 images = 30 images to encode" in text
     assert not (tmp_path / "out").exists()
     with pytest.raises(DataError, match="there is no dataset folder"):
         dry_run(make_config(tmp_path, tmp_path / "nothing"), [str(run_folder)])
@@ -197,6 +197,32 @@ def test_a_dry_run_says_what_would_be_done_and_finds_what_is_missing(
         dry_run(config, [])
     with pytest.raises(UsageError, match="expected each one once"):
         dry_run(config, [str(run_folder)] * 2)
+
+
+def test_methods_that_cannot_run_are_said_before_anything_is_encoded(
+    tmp_path: Path, classification: Path, retrieval_data: Path, run_folder: Path
+) -> None:
+    methods = [{"name": "calibration"}, {"name": "ood", "sets": ["gone"]}]
+    gone = {"path": str(tmp_path / "gone")}
+    here = [{"path": str(classification)}, {"path": str(retrieval_data)}]
+    keys = {"methods": methods, "absent": "report"}
+    config = make_config(tmp_path / "out", **keys, datasets=[*here, gone])
+    text = dry_run(config, [str(run_folder)])
+    assert "= 12 prompts; methods: calibration\n" in text
+    assert "24 captions; methods: none\n" in text
+    assert "left out: captions: calibration needs classes and labels" in text
+    assert "left out: colours: ood needs the dataset gone, which is absent" in text
+    amu = [{"name": "few_shot", "learners": [{"name": "amu_tuning"}]}]
+    wrong = [
+        (make_config(tmp_path / "out", **keys, datasets=here), "which is not in this run"),
+        (make_config(tmp_path / "out", classification, methods=amu), "set `auxiliary`"),
+        (make_config(tmp_path / "out", absent="report", datasets=[gone]), "none of its 1 datasets"),
+    ]
+    for config, message in wrong:
+        for run in (dry_run, evaluate):
+            with pytest.raises(PairmillError, match=message):
+                run(config, [str(run_folder)])
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_results_file_that_is_none_is_never_overwritten(

@@ -49,8 +49,11 @@ def test_a_state_that_went_through_json_goes_on_as_if_it_had_not(before, later):
         one, two = section.build(), section.build()
         for norm in before:
             one.threshold(norm)
-        two.load_state_dict(json.loads(json.dumps(one.state_dict())))
+        state = one.state_dict()
+        two.load_state_dict(json.loads(json.dumps(state)))
+        written = json.dumps(state)
         assert [one.threshold(n) for n in later] == [two.threshold(n) for n in later]
+        assert json.dumps(state) == written  # a checkpoint is written while steps go on
 
 
 @given(norms)
