@@ -64,3 +64,13 @@ def load_datasets(
             continue
         found.append((section, load_dataset(section, place, config.cache)))
     return found, absent
+
+
+def check_any(config: EvaluateConfig, num_found: int) -> None:
+    """Raise DataError where none of a suite's datasets is there."""
+    if not num_found:
+        raise DataError(
+            f"{config.name}: none of its {len(config.datasets)} datasets is there; the first is "
+            f"expected at {config.place(config.datasets[0])}. Say by root=FOLDER where they are; "
+            "`pairmill evaluate --list SUITE root=FOLDER` says which are there."
+        )

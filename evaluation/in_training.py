@@ -9,6 +9,8 @@ Legend: n images, m texts, u of them distinct, L tokens, D embedding width, b a 
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +22,7 @@ from torch import Tensor
 from configs.errors import ConfigError, DataError
 from evaluation.config import EvaluateConfig
 from evaluation.dataset import EvaluationDataset
-from evaluation.datasets import load_datasets
+from evaluation.datasets import check_any, load_datasets
 from evaluation.images import UndecodableImageError, read_image
 from evaluation.methods.retrieval import recalls
 from evaluation.methods.zero_shot import accuracies
@@ -48,12 +50,15 @@ class InTraining:
     def __init__(self, config: EvaluateConfig, probe_folder: Path | None = None) -> None:
         """List the datasets; with a `probe_folder` rank 0 writes there where images lie.
 
-        Raises DataError where a dataset is not there, ConfigError where its task cannot be done
-        while training.
+        Raises DataError where a dataset is not there (where that is only reported: no one is),
+        ConfigError where its task cannot be done while training.
         """
         self._probe_folder = probe_folder
         self._batch = config.batch_size
-        datasets, _ = load_datasets(config)
+        datasets, absent = load_datasets(config)
+        check_any(config, len(datasets))
+        for one in absent if os.environ.get("RANK", "0") == "0" else ():
+            print(f"absent: {one.config.label}: {one.reason}", file=sys.stderr)
         for section, dataset in datasets:
             if dataset.task not in ("zero_shot", "retrieval"):
                 raise ConfigError(

@@ -15,8 +15,9 @@ from typing import Any
 
 from configs.errors import UsageError, did_you_mean
 from configs.registry import Variant
-from evaluation.config import EvaluateConfig
+from evaluation.config import DatasetConfig, EvaluateConfig
 from evaluation.dataset import EvaluationDataset
+from evaluation.datasets import check_any
 from evaluation.identity import Identity
 from evaluation.methods.registry import Method
 from evaluation.result import Result, software_version
@@ -95,6 +96,23 @@ def runnable(
         else:
             left_out.append(f"{dataset.name}: {section.name} needs {lacks}")
     return found, left_out
+
+
+def methods_by_dataset(
+    config: EvaluateConfig, datasets: Sequence[tuple[DatasetConfig, EvaluationDataset]]
+) -> list[tuple[list[str], list[str]]]:
+    """Return the names of the methods that run on each dataset, and why the others do not.
+
+    Raises DataError where there is no dataset at all, and what `runnable` raises.
+    """
+    check_any(config, len(datasets))
+    others = {section.label: dataset for section, dataset in datasets}
+    found = []
+    for section, dataset in datasets:
+        sections = config.method_sections(section, dataset.task)
+        methods, left_out = runnable(config, dataset, sections, others)
+        found.append(([own.name for own, _ in methods], left_out))
+    return found
 
 
 def jobs_of(

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from configs.errors import DataError, PairmillError, UsageError
+from configs.errors import PairmillError, UsageError
 from configs.load import digest, to_yaml
 from configs.publish import publish_text
 from evaluation.average import average_row
@@ -35,7 +35,7 @@ from evaluation.examples import (
 from evaluation.features import EncodeOptions, Features
 from evaluation.identity import choose_device, find_model, identify
 from evaluation.interpolated import interpolations
-from evaluation.jobs import Job, done_jobs, jobs_of, runnable
+from evaluation.jobs import Job, done_jobs, jobs_of, methods_by_dataset
 from evaluation.methods.registry import Outcome
 from evaluation.methods.retrieval import recalls
 from evaluation.methods.zero_shot import accuracies
@@ -73,7 +73,7 @@ def evaluate(
     """
     _check(config, checkpoints)
     datasets, absent = load_datasets(config)
-    _check_methods(config, datasets)
+    methods_by_dataset(config, datasets)
     for one in absent:
         print(f"absent: {one.config.label}: {one.reason}", file=sys.stderr)
     with joined() as world:
@@ -300,26 +300,6 @@ def _check(config: EvaluateConfig, checkpoints: Sequence[str]) -> None:
     read_examples(config.output_folder)
 
 
-def _check_methods(config: EvaluateConfig, datasets: Datasets) -> list[tuple[list[str], list[str]]]:
-    """Return the methods that run on each dataset by name, and why the others do not.
-
-    Raises DataError where there is no dataset at all, and what `runnable` raises.
-    """
-    if not datasets:
-        raise DataError(
-            f"{config.name}: none of its {len(config.datasets)} datasets is there; the first is "
-            f"expected at {config.place(config.datasets[0])}. Say by root=FOLDER where they are; "
-            "`pairmill evaluate --list SUITE root=FOLDER` says which are there."
-        )
-    others = {section.label: dataset for section, dataset in datasets}
-    found = []
-    for section, dataset in datasets:
-        sections = config.method_sections(section, dataset.task)
-        methods, left_out = runnable(config, dataset, sections, others)
-        found.append(([own.name for own, _ in methods], left_out))
-    return found
-
-
 def _is_utf8(name: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in name)
 
@@ -376,7 +356,7 @@ def dry_run(config: EvaluateConfig, checkpoints: Sequence[str]) -> str:
     num_images = 0
     datasets, absent = load_datasets(config)
     left_out = []
-    methods_of = _check_methods(config, datasets)
+    methods_of = methods_by_dataset(config, datasets)
     for (_, dataset), (methods, own_left_out) in zip(datasets, methods_of, strict=True):
         left_out += own_left_out
         num_images += len(dataset.test.samples)

@@ -89,6 +89,11 @@ class TowersConfig(Config):
         """Return the section of `image` or `text`."""
         return self.image if tower == "image" else self.text
 
+    @property
+    def have_rates(self) -> bool:
+        """Whether a tower has a learning rate of its own."""
+        return any(tower.learning_rate is not None for tower in (self.image, self.text))
+
 
 class TeacherConfig(Config):
     """The frozen teacher of the distillation objectives."""

@@ -154,8 +154,9 @@ class PretrainConfig(Config):
             changed = config.changed_for_kept_optimizer(number)
             if changed:
                 message = (
-                    f"keep_optimizer: {', '.join(changed)} changes in this stage, and AdamW's "
-                    "moments with it; leave keep_optimizer out (they start afresh)"
+                    f"keep_optimizer: {', '.join(changed)} changes in this stage, and what the "
+                    "optimizer holds (groups, AdamW's moments) with it; leave keep_optimizer out "
+                    "(it starts afresh)"
                 )
                 custom: Any = PydanticCustomError("stage_key", "{message}", {"message": message})
                 place = ("stages", number, "keep_optimizer")
@@ -187,6 +188,9 @@ class PretrainConfig(Config):
             if key == "optimizer":
                 pairs = {f"{key}.{k}": (stored[key][k], v) for k, v in trees[key].items()}
             changed += [k for k, (a, b) in pairs.items() if a != b and k not in KEPT_MAY_CHANGE]
+        if now.towers.have_rates and before.optimizer.learning_rate != now.optimizer.learning_rate:
+            # A group's rate is kept as its ratio to the base, with which it would move.
+            changed.append("optimizer.learning_rate beside towers.*.learning_rate")
         kinds = {before.reduction.name, now.reduction.name}
         if "attentive" in kinds and before.reduction != now.reduction:
             changed.append("reduction")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from configs.errors import DataError
 from configs.load import validate
 from evaluation.config import EvaluateConfig
 from evaluation.in_training import InTraining
@@ -21,7 +22,9 @@ from tests.evaluation.conftest import write_classification, write_retrieval
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
-def test_zero_shot_and_retrieval_while_training_are_those_of_the_suite(run_folder, tmp_path):
+def test_zero_shot_and_retrieval_while_training_are_those_of_the_suite(
+    run_folder, tmp_path, capsys
+):
     paths = [write_classification(tmp_path / "colors"), write_retrieval(tmp_path / "pictures")]
     config = validate(
         {
@@ -43,7 +46,14 @@ def test_zero_shot_and_retrieval_while_training_are_those_of_the_suite(run_folde
             return clip.encode_image(pixels), clip.encode_text(token_bL)
 
     view = ModelView(encode, 16, Tokenizer.load(folder), load_similarity(folder), Solo(), 320)
-    judge = InTraining(config, tmp_path / "probe")
+    absent = config.datasets[0].model_copy(update={"path": str(tmp_path / "gone"), "name": "gone"})
+    reported = config.model_copy(update={"absent": "report"})
+    with pytest.raises(DataError, match="none of its 1 datasets is there"):
+        InTraining(reported.model_copy(update={"datasets": (absent,)}))
+    judge = InTraining(
+        reported.model_copy(update={"datasets": (*config.datasets, absent)}), tmp_path / "probe"
+    )
+    assert "absent: gone: no images at" in capsys.readouterr().err
     found = judge(view)
     assert {"colors/top1", "pictures/t2i_recall@1", "pictures/i2t_recall@5"} <= found.keys()
     assert found.keys() <= expected.keys()

@@ -134,6 +134,11 @@ def test_a_kept_optimizer_refuses_a_stage_that_changes_what_its_moments_belong_t
                  label="test")  # fmt: skip
     assert "stages.1.keep_optimizer: " in str(caught.value)
     assert "image_size, context_length, optimizer.beta2 changes in this stage" in str(caught.value)
+    own = {**TREE, "towers": {"image": {"learning_rate": 0.1}}}
+    alike = TREE["stages"][0] | {"image_size": None, "context_length": None}
+    slower = {**kept, "optimizer": {"learning_rate": 1.0}}
+    with pytest.raises(ConfigError, match=r"optimizer\.learning_rate beside towers"):
+        validate({**own, "stages": [alike, slower]}, PretrainConfig, label="test")
     with pytest.raises(ConfigError, match="the first stage has no optimizer to keep"):
         validate({**TREE, "stages": [kept]}, PretrainConfig, label="test")
 
