@@ -52,10 +52,14 @@ def _interpolated(zero: str, one: str, alpha: float, folder: Path, weights: Weig
     if place.is_dir():
         return place
     merged = interpolate(load_file(_safetensors(start)), load_file(_safetensors(end)), alpha)
-    with published_folder(place) as temporary:
-        assert end.folder is not None
-        for file in sorted(end.folder.iterdir()):
-            if file.is_file() and file.name != WEIGHTS_FILE:
-                shutil.copyfile(file, temporary / file.name)
-        save_file(merged, temporary / WEIGHTS_FILE)
+    assert end.folder is not None
+    try:
+        with published_folder(place) as temporary:
+            for file in sorted(end.folder.iterdir()):
+                if file.is_file() and file.name != WEIGHTS_FILE:
+                    shutil.copyfile(file, temporary / file.name)
+            save_file(merged, temporary / WEIGHTS_FILE)
+    except OSError:
+        if not place.is_dir():  # else: another task of the array was first, with the same
+            raise
     return place

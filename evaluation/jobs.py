@@ -59,6 +59,8 @@ def job_digest(
         "method": section.model_dump(mode="json"),
         "keys": config.result_keys(),
     }
+    if config.predictions:  # rows from a run without them are not all that is asked for
+        content["predictions"] = True
     auxiliary = getattr(section, "auxiliary", None)
     if auxiliary is not None:
         from evaluation.methods.auxiliary import auxiliary_identity  # with torch

@@ -18,7 +18,7 @@ from test_suite import make_config
 from configs.errors import DataError, UsageError
 from configs.load import to_yaml, validate
 from evaluation import encoder as encoder_module
-from evaluation import suite
+from evaluation import interpolated, suite
 from evaluation.cache import FeatureCache, describe
 from evaluation.jobs import jobs_of, parse_part
 from evaluation.result import Result, read_results
@@ -91,6 +91,10 @@ def test_a_second_run_and_a_new_method_take_features_from_the_cache(
     again = evaluate(more, [str(run_folder)])
     both = [row for row in again if row.method == "zero_shot"]
     assert [row.value for row in both] == [row.value for row in first]
+    more = make_config(tmp_path / "out", classification, predictions=True)
+    again = evaluate(more, [str(run_folder)])
+    assert [row.value for row in again] == [row.value for row in first]
+    assert list((tmp_path / "out" / "predictions").glob("*.npz"))
     text = describe(tmp_path / "out" / "cache")
     assert "colours (test)" in text
     assert "3 entries" in text
@@ -213,7 +217,7 @@ def test_two_ranks_share_the_images_and_give_the_same_bits(
 
 
 def test_wise_ft_evaluates_models_on_the_way_to_a_checkpoint(
-    tmp_path: Path, classification: Path, run_folder: Path
+    tmp_path: Path, classification: Path, run_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changed = tmp_path / "changed"
     shutil.copytree(run_folder / "checkpoints" / "samples-000000001280" / "model", changed)
@@ -224,7 +228,19 @@ def test_wise_ft_evaluates_models_on_the_way_to_a_checkpoint(
     )
     wise = {"zero": str(run_folder), "alphas": [0.0, 1.0]}
     config = make_config(tmp_path / "out", classification, wise_ft=wise)
+    others: list[int] = []
+
+    def while_another_task_writes_it(*args: object) -> None:
+        if not others:
+            others.append(1)
+            interpolated.interpolations(
+                str(run_folder), [str(changed)], [0.0, 1.0], config.cache, "raw"
+            )
+        save_file(*args)
+
+    monkeypatch.setattr(interpolated, "save_file", while_another_task_writes_it)
     evaluate(config, [str(changed)])
+    assert not list((config.cache / "wise_ft").glob(".*"))
     rows = read_results(tmp_path / "out" / "results.jsonl")
     values = {row.checkpoint: row.value for row in rows if row.metric == "top1"}
     assert len(values) == 3
