@@ -28,11 +28,12 @@ from curation.engine import Engine
 from curation.filters.base import Needs, needs_of
 from curation.global_rules.base import warnings_of
 from curation.index import IndexInfo, remove_index_leftovers
+from curation.kept_scores import scan_keeping_scores
 from curation.manifest import Manifest, manifest_of_tars, read_manifest
 from curation.predict import predict
 from curation.report import count_verdicts, make_report
 from curation.rules import Rules
-from curation.scan import InputShard, ScanTask, scan_shard
+from curation.scan import InputShard, ScanTask
 from curation.sources import find_shards, fixed_folder, num_bytes_of
 from curation.spans import is_url
 from curation.work import DECIDED, SCANNED, WorkFolder, digest_of, publish_table
@@ -132,7 +133,7 @@ def scan(
     ]
     makers = OneMaker(needs.scored)
     rows: list[dict[str, Any]] = [{} for _ in tasks]
-    for position, scanned in engine.map(scan_shard, tasks, label="scan"):
+    for position, scanned in engine.map(scan_keeping_scores, tasks, label="scan"):
         shard, info = shards[position], scanned.info
         makers.see(shard, info)
         rows[position] = {

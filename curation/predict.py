@@ -30,6 +30,7 @@ from curation.filters.base import needs_of
 from curation.global_rules.base import warnings_of
 from curation.imbalance import head_tail_histogram, imbalance
 from curation.index import digest_of_index, read_index_file, read_index_info
+from curation.kept_scores import refuse_another_index
 from curation.rules import Rules
 from curation.scan import InputShard
 from curation.sources import num_bytes_of
@@ -78,7 +79,7 @@ def predict(config: CurateConfig, shards: Sequence[InputShard]) -> list[str]:
     rules = Rules.of(config)
     needs, vectors = needs_of(rule.build() for rule in rules.rules), rules.vectors
     columns = (*needs.columns, *needs.scored)
-    chosen, num_looked_at = _choose(shards, columns, vectors, config.seed)
+    chosen, num_looked_at = _choose(config, shards, columns, vectors)
     if not chosen:
         what = f" with the columns {', '.join(columns)}" if columns else ""
         if vectors:
@@ -123,7 +124,10 @@ def predict(config: CurateConfig, shards: Sequence[InputShard]) -> list[str]:
 
 
 def _choose(
-    shards: Sequence[InputShard], columns: tuple[str, ...], vectors: tuple[str, ...], seed: int
+    config: CurateConfig,
+    shards: Sequence[InputShard],
+    columns: tuple[str, ...],
+    vectors: tuple[str, ...],
 ) -> tuple[list[dict[str, Any]], int]:
     """Return rows of SCANNED for the shards to predict from, and how many were looked at.
 
@@ -131,7 +135,7 @@ def _choose(
     """
 
     def rank(number: int) -> bytes:
-        name = f"{seed}\0predict\0{shards[number].source}\0{shards[number].shard}"
+        name = f"{config.seed}\0predict\0{shards[number].source}\0{shards[number].shard}"
         return hashlib.blake2b(name.encode(), digest_size=16).digest()
 
     chosen: dict[int, dict[str, Any]] = {}
@@ -140,7 +144,7 @@ def _choose(
         if num_samples >= MAX_SAMPLES or num_looked_at >= _MAX_LOOKED_AT:
             break
         num_looked_at += 1
-        row = _row(shards[number], columns, vectors)
+        row = _row(config, shards[number], columns, vectors)
         if row is not None:
             chosen[number] = row
             num_samples += row["num_samples"]
@@ -148,13 +152,14 @@ def _choose(
 
 
 def _row(
-    shard: InputShard, columns: tuple[str, ...], vectors: tuple[str, ...]
+    config: CurateConfig, shard: InputShard, columns: tuple[str, ...], vectors: tuple[str, ...]
 ) -> dict[str, Any] | None:
     """Return the row of a shard with an index of its present state, all the columns and vectors."""
     info = read_index_info(shard.index)
-    if info is None or not set(columns) <= set(info.columns):
+    if info is None or info.num_bytes != num_bytes_of(shard):
         return None
-    if info.num_bytes != num_bytes_of(shard):
+    refuse_another_index(info, shard, config.captions, config.max_image_pixels)
+    if not set(columns) <= set(info.columns):
         return None
     if any(read_vectors_info(shard.index, name) is None for name in vectors):
         return None

@@ -62,6 +62,13 @@ def vectors_path(index_path: Path, name: str) -> Path:
     return index_path.with_name(f"{index_path.name.removesuffix(_SUFFIX)}.{name}.npy")
 
 
+def vectors_of(index_path: Path) -> list[str]:
+    """Return the names of the vectors that lie beside an index, for whatever state of it."""
+    stem = index_path.name.removesuffix(_SUFFIX)
+    found = index_path.parent.glob(f"{glob.escape(stem)}.*.npy")
+    return sorted(path.name.removeprefix(f"{stem}.").removesuffix(".npy") for path in found)
+
+
 def has_vector(vectors: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     """Return which rows hold a vector: finite, and not zero, which has no direction."""
     is_there: npt.NDArray[np.bool_] = np.isfinite(vectors).all(axis=1) & vectors.any(axis=1)
@@ -140,11 +147,7 @@ def read_vectors(index_path: Path, name: str, *, digest: str | None = None) -> V
         made = _read_info(path)
         vectors = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
-        stem = index_path.name.removesuffix(_SUFFIX)
-        there = sorted(
-            other.name.removeprefix(f"{stem}.").removesuffix(".npy")
-            for other in index_path.parent.glob(f"{glob.escape(stem)}.*.npy")
-        )
+        there = vectors_of(index_path)
         why = f"there are no such vectors{did_you_mean(name, there).rstrip('?.')}"
         if there:
             why += f" (this index has: {', '.join(there)})"

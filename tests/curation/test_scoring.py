@@ -241,6 +241,28 @@ def test_decisions_follow_a_score_that_was_made_again_and_refuse_two_makers(fold
     assert curate(config).counts["num_kept"] == 0
 
 
+def test_a_job_that_reads_scored_tars_otherwise_does_not_throw_the_scores_away(folder, job, tars):
+    (folder / "none.tar").unlink()
+    before = tars.hashes(folder)
+    changes = {"index_dir": None, "rules": [], "stages": ["scan"]}
+    for other in (
+        {"sources": [{"name": "other", "shards": str(folder)}]},
+        {"sources": [{"name": "s", "shards": str(folder)}], "max_image_pixels": 999},
+    ):
+        config = job(**changes, **other)
+        for act in (dry_run, curate):
+            with pytest.raises(UsageError, match=r"brightness, parity, and this job reads .*anew"):
+                act(config)
+    assert tars.hashes(folder) == before
+    # A tar that changed is another tar: its scores are of no use.
+    tars.write(folder / "00003.tar", tars.sample("new", "a new caption", shade=3))
+    for path in [*folder.glob("0000[01245].*"), *folder.glob("odd.*")]:
+        path.unlink()
+    assert curate(job(**changes, sources=[{"name": "o", "shards": str(folder)}])).counts == {
+        "num_read": 1, "unreadable": {}, "quarantined": []
+    }  # fmt: skip
+
+
 @pytest.mark.soak
 def test_a_job_killed_at_any_moment_goes_on_to_the_bytes_of_one_actor(
     pool, tars, tmp_path, small_model
