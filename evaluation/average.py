@@ -50,6 +50,17 @@ def main_values(
     return {name: known[key] for name, key in wanted.items() if key in known}
 
 
+def why_no_average(config: EvaluateConfig, checkpoint: str, rows: Sequence[Result]) -> str:
+    """Say which main metrics are missing for the average that the suite asks for."""
+    values = main_values(config, checkpoint, rows)
+    sections = [section for section in config.datasets if section.label not in values]
+    missing = ", ".join(f"{section.label} {main_metric(section)}" for section in sections)
+    return (
+        f"no {config.average} for {checkpoint}: there is no {missing}. Run that method, or set the "
+        "dataset's `task` or `main_metric`."
+    )
+
+
 def mean_of(values: Mapping[str, float]) -> float:
     """Return the unweighted mean over datasets."""
     return float(np.mean(list(values.values())))

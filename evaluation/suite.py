@@ -20,7 +20,7 @@ from typing import Any
 from configs.errors import PairmillError, UsageError
 from configs.load import digest, to_yaml
 from configs.publish import publish_text
-from evaluation.average import average_row
+from evaluation.average import average_row, why_no_average
 from evaluation.cache import FeatureCache
 from evaluation.config import DatasetConfig, EvaluateConfig, PixelBaselineConfig
 from evaluation.dataset import EvaluationDataset, Part
@@ -268,6 +268,10 @@ def _finish(
         rows = read_published(folder)
         found = [average_row(config, name, rows, absent) for name in checkpoints]
         publish_results(folder, [row for row in found if row is not None])
+    if config.average is not None and not absent and part[1] == 1:
+        for name, row in zip(checkpoints, found, strict=True):
+            if row is None:
+                print(why_no_average(config, name, rows), file=sys.stderr)
     if config.baseline is not None and part[0] == 0:
         new = _evaluate_baseline(config, config.baseline, [dataset for _, dataset in datasets])
         with locked(folder):

@@ -209,6 +209,10 @@ def test_an_average_is_given_over_the_whole_suite_or_not_at_all(
     )
     evaluate(gone, [checkpoint])
     assert "absent: gone: no images at" in capsys.readouterr().err
+    unsaid = [tree["datasets"][0], {"path": str(retrieval_data)}]  # its task is in its folder
+    evaluate(validate(tree | {"datasets": unsaid}, EvaluateConfig, label="test"), [checkpoint])
+    said = capsys.readouterr().err
+    assert f"no mean_of_two for {checkpoint}: there is no captions zero_shot/top1" in said
 
 
 def test_two_checkpoints_are_compared_on_the_same_resamples(
