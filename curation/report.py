@@ -45,7 +45,7 @@ from curation.repeats import (
 )
 from curation.rules import Rules
 from curation.score_report import RuleScores, ScoreRules, shard_scores, summarize_scores
-from curation.words import WordCounts, frequency_curve, words_of
+from curation.words import WordCounts, count_words, frequency_curve
 from curation.work import WorkFolder, read_decisions
 
 if TYPE_CHECKING:  # a worker needs neither, and they take long to import
@@ -113,16 +113,13 @@ def report_shard(task: ReportTask) -> ShardReport:
     verdicts = decisions["verdict"].to_numpy(zero_copy_only=False)
     readable, kept = verdicts != "unreadable", verdicts == KEPT
     captions = np.array(index["caption"].to_pylist(), dtype=object)
-    words: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
-    for caption, is_kept in zip(captions[readable], kept[readable], strict=True):
-        found = words_of(caption)
-        words[0].update(found)
-        if is_kept:
-            words[1].update(found)
+    words_kept = count_words(captions[kept])
+    words_readable = count_words(captions[readable & ~kept])
+    words_readable.update(words_kept)
     outcomes = np.where(kept, KEPT, decisions["reason"].to_pylist())
     return ShardReport(
         num_samples=len(verdicts),
-        words=words,
+        words=(words_readable, words_kept),
         histograms=_histograms(index, captions, readable, kept),
         samples=_references(task, index, outcomes),
         captions=sample_captions(

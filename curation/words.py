@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,11 @@ _WORD = re.compile(r"\w+")
 def words_of(caption: str) -> list[str]:
     """Return the words of a caption, lower-cased, as often as they stand there."""
     return _WORD.findall(caption.lower())
+
+
+def count_words(captions: Iterable[str]) -> Counter[str]:
+    """Return how often each word stands in some captions."""
+    return Counter(chain.from_iterable(map(words_of, captions)))
 
 
 def frequency_curve(counts: npt.NDArray[np.int64]) -> list[list[int]]:
@@ -49,7 +56,9 @@ class WordCounts:
     def add(self, counts: Counter[str]) -> None:
         """Add the counts of one shard."""
         self._num_words += counts.total()
-        self._counts.update({w: n for w, n in counts.items() if self._is_counted(w)})
+        if self._level:
+            counts = Counter({w: n for w, n in counts.items() if self._is_counted(w)})
+        self._counts.update(counts)
         while len(self._counts) > self._max_words:
             self._level += 1
             self._counts = Counter({w: n for w, n in self._counts.items() if self._is_counted(w)})
