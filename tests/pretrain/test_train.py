@@ -244,10 +244,15 @@ def test_a_mixture_with_clips_tokenizer_stops_and_goes_on_as_if_it_had_not(
     dataset, model_file, tmp_path
 ):
     mixture = [{"manifest": str(dataset.folder), "weight": w} for w in (0.7, 0.3)]
-    data = {"mixture": mixture, "window_shards": 2, "num_workers": 1,
+    data = {"mixture": mixture, "window_shards": 2,
             "captions": {"templates": ["{caption}", "a photo of {caption}"]}}  # fmt: skip
-    changes = {"data": data, "tokenizer": {"name": "clip"}, "samples": 64}
-    parts, whole = (make_config(dataset, model_file, tmp_path / n, **changes) for n in "ab")
+    changes = {"tokenizer": {"name": "clip"}, "samples": 64}
+    parts, whole = (
+        make_config(
+            dataset, model_file, tmp_path / name, data={**data, "num_workers": n}, **changes
+        )
+        for n, name in enumerate("ab")
+    )
     run_ranks("train", 1, write_config(parts), "2", write_config(parts), "0",
               write_config(whole), "0")  # fmt: skip
     assert rows(tmp_path / "a") == rows(tmp_path / "b")
