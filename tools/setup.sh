@@ -53,7 +53,8 @@ if [ -n "$index" ]; then
 fi
 say "installing pairmill[dev] (constraints.txt)"
 wanted=(--quiet --editable '.[dev]' --constraint constraints.txt)
-if ! "$venv/bin/uv" pip install --python "$venv/bin/python" "${wanted[@]}"; then
+# Compiled here once, as pip does, and not by the first processes that import torch, each for itself.
+if ! "$venv/bin/uv" pip install --compile-bytecode --python "$venv/bin/python" "${wanted[@]}"; then
     say "uv could not install it (see above); trying pip, which takes minutes"
     "$venv/bin/python" -m pip install "${wanted[@]}"
 fi

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import importlib
+import signal
 import sys
 import threading
 
@@ -16,12 +17,15 @@ def interrupted_import(folder, name, monkeypatch):
     """Import a module that takes 0.3 s, interrupted in the middle as Ray cancels a task."""
     (folder / f"{name}.py").write_text("import time\ntime.sleep(0.3)\nwhole = True\n")
     monkeypatch.syspath_prepend(folder)
+    # A shell starts what it puts in the background with this signal ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     timer = threading.Timer(0.1, _thread.interrupt_main)
     timer.start()
     try:
         importlib.import_module(name)
     finally:
         timer.join()
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_cancelled_task_leaves_no_import_half_done(tmp_path, monkeypatch):
